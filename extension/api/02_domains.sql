@@ -1,0 +1,67 @@
+-- 02_domains.sql: every closed set of values.
+
+CREATE DOMAIN leasehold.object_key AS text COLLATE "C"
+    CHECK (VALUE OPERATOR(pg_catalog.~) '^[a-z0-9][a-z0-9._-]{0,62}$');
+COMMENT ON DOMAIN leasehold.object_key IS
+    'Name of a company, environment, plugin or provider: lower-case letters, digits, dot, underscore and hyphen, at most 63';
+
+CREATE DOMAIN leasehold.member_level AS text COLLATE "C"
+    CHECK (VALUE IN ('viewer', 'user', 'manager'));
+COMMENT ON DOMAIN leasehold.member_level IS
+    'viewer sees metadata; user works with leases, commands and runs; manager also changes environments, secrets, limits and members';
+
+CREATE DOMAIN leasehold.object_status AS text COLLATE "C"
+    CHECK (VALUE IN ('active', 'archived'));
+COMMENT ON DOMAIN leasehold.object_status IS 'Whether a company, agent, environment and so on is in use';
+
+CREATE DOMAIN leasehold.plugin_status AS text COLLATE "C"
+    CHECK (VALUE IN ('installed', 'ready', 'disabled', 'error'));
+COMMENT ON DOMAIN leasehold.plugin_status IS
+    'installed: not yet spoken to; ready: has answered initialize; disabled: by an administrator; error: see last_error';
+
+CREATE DOMAIN leasehold.driver_kind AS text COLLATE "C"
+    CHECK (VALUE IN ('sandbox_provider', 'environment_driver'));
+COMMENT ON DOMAIN leasehold.driver_kind IS 'The two kinds of driver that a manifest can declare';
+
+CREATE DOMAIN leasehold.run_status AS text COLLATE "C"
+    CHECK (VALUE IN ('queued', 'running', 'succeeded', 'failed', 'cancelled', 'timed_out', 'interrupted'));
+COMMENT ON DOMAIN leasehold.run_status IS 'State of a run; all but queued and running are final';
+
+CREATE DOMAIN leasehold.lease_status AS text COLLATE "C"
+    CHECK (VALUE IN ('acquiring', 'active', 'releasing', 'released', 'retained', 'resuming', 'expired',
+                     'failed', 'pending_cleanup', 'irrevocable', 'written_off', 'forgotten'));
+COMMENT ON DOMAIN leasehold.lease_status IS 'State of a lease; see leasehold.lease_transitions()';
+
+CREATE DOMAIN leasehold.lease_end AS text COLLATE "C"
+    CHECK (VALUE IN ('released', 'expired', 'failed', 'retained'));
+COMMENT ON DOMAIN leasehold.lease_end IS 'What a lease becomes when its release has been carried out';
+
+CREATE DOMAIN leasehold.lease_policy AS text COLLATE "C"
+    CHECK (VALUE IN ('ephemeral', 'reuse_by_environment', 'retain_on_failure'));
+COMMENT ON DOMAIN leasehold.lease_policy IS
+    'ephemeral: gone at the end; reuse_by_environment: parked for the next lease of the same agent and workspace; retain_on_failure: parked if it ends as failed';
+
+CREATE DOMAIN leasehold.disposition AS text COLLATE "C"
+    CHECK (VALUE IN ('keep', 'stop', 'delete'));
+COMMENT ON DOMAIN leasehold.disposition IS
+    'What the provider is to do with the resource of a released lease: keep it running, stop it, or delete it';
+
+CREATE DOMAIN leasehold.cleanup_status AS text COLLATE "C"
+    CHECK (VALUE IN ('pending', 'success', 'failed'));
+COMMENT ON DOMAIN leasehold.cleanup_status IS 'Whether the resource of an ended lease is known to be gone or parked';
+
+CREATE DOMAIN leasehold.limit_name AS text COLLATE "C"
+    CHECK (VALUE IN ('active_leases', 'concurrent_calls', 'concurrent_commands', 'lease_ttl_max',
+                     'lease_starts_per_minute', 'output_bytes', 'resolves_per_minute'));
+COMMENT ON DOMAIN leasehold.limit_name IS 'What can be limited; see leasehold.set_limit()';
+
+CREATE DOMAIN leasehold_internal.call_operation AS text COLLATE "C"
+    CHECK (VALUE IN ('acquire', 'resume', 'release', 'destroy', 'destroy_stray', 'initialize', 'reconcile',
+                     'lease_deadline', 'run_deadline'));
+COMMENT ON DOMAIN leasehold_internal.call_operation IS
+    'What a row of the dispatch table asks for: a provider call, or the check of a deadline';
+
+CREATE DOMAIN leasehold_internal.call_state AS text COLLATE "C"
+    CHECK (VALUE IN ('queued', 'started', 'waiting', 'quarantined'));
+COMMENT ON DOMAIN leasehold_internal.call_state IS
+    'queued until due_at; started: a worker has it, its outcome is unknown if the worker dies; waiting for a limit; quarantined after crashes';

@@ -1,0 +1,195 @@
+-- 12_companies.sql: companies, their members, and the choice of one.
+
+CREATE TABLE leasehold.companies (
+    id          uuid PRIMARY KEY DEFAULT leasehold.new_id(),
+    key         leasehold.object_key NOT NULL,
+    name        text NOT NULL,
+    status      leasehold.object_status NOT NULL DEFAULT 'active',
+    created_at  timestamptz NOT NULL DEFAULT pg_catalog.now(),
+    updated_at  timestamptz NOT NULL DEFAULT pg_catalog.now(),
+    CONSTRAINT companies_key_key UNIQUE (key)
+);
+COMMENT ON TABLE leasehold.companies IS 'The tenants: everything else belongs to one of them';
+
+CREATE TABLE leasehold.company_members (
+    company_id        uuid NOT NULL REFERENCES leasehold.companies,
+    role_name         name NOT NULL,
+    role_oid          oid NOT NULL,
+    level             leasehold.member_level NOT NULL,
+    asserts_actor     boolean NOT NULL DEFAULT false,
+    system_identifier text NOT NULL,
+    granted_by        name NOT NULL DEFAULT leasehold.acting_role(),
+    granted_at        timestamptz NOT NULL DEFAULT pg_catalog.now(),
+    PRIMARY KEY (company_id, role_name)
+);
+COMMENT ON TABLE leasehold.company_members IS 'Which roles work for which company, and at which level';
+COMMENT ON COLUMN leasehold.company_members.asserts_actor IS 'The role may name in use_company() whom it acts for';
+COMMENT ON COLUMN leasehold.company_members.role_oid IS
+    'With the name and the cluster''s system identifier: the role this was granted to, and no other of its name';
+
+SELECT leasehold_internal.protect('leasehold.companies', 'viewer', 'id');
+SELECT leasehold_internal.protect('leasehold.company_members', 'viewer');
+
+CREATE FUNCTION leasehold_internal.members_changed() RETURNS trigger
+    LANGUAGE c AS 'MODULE_PATHNAME', 'leasehold_relation_changed';
+COMMENT ON FUNCTION leasehold_internal.members_changed() IS 'Tells every backend to read the memberships again';
+CREATE TRIGGER members_changed AFTER INSERT OR UPDATE OR DELETE ON leasehold.company_members
+    FOR EACH STATEMENT EXECUTE FUNCTION leasehold_internal.members_changed();
+CREATE TRIGGER members_truncated AFTER TRUNCATE ON leasehold.company_members
+    FOR EACH STATEMENT EXECUTE FUNCTION leasehold_internal.members_changed();
+
+-- Refuses unless the company is in use.
+CREATE FUNCTION leasehold_internal.require_active_company(company_id uuid) RETURNS void
+    LANGUAGE plpgsql STABLE AS $$
+BEGIN
+    PERFORM FROM leasehold.companies AS c
+      WHERE c.id = require_active_company.company_id AND c.status = 'active';
+    IF NOT FOUND THEN
+        PERFORM leasehold_internal.refuse('company_inactive', 'the company is archived');
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION leasehold_internal.require_active_company(uuid) IS 'Refuses unless the company is in use';
+
+CREATE FUNCTION leasehold_internal.create_company(company text, name text DEFAULT NULL, company_id uuid DEFAULT NULL)
+    RETURNS uuid LANGUAGE plpgsql VOLATILE AS $$
+#variable_conflict use_column
+DECLARE
+    v_id uuid := COALESCE(create_company.company_id, leasehold.new_id());
+BEGIN
+    PERFORM leasehold_internal.enter_admin();
+    PERFORM leasehold_internal.check_key('company', company);
+    PERFORM leasehold_internal.check_text('name', create_company.name);
+    IF v_id = leasehold_internal.no_company() THEN
+        PERFORM leasehold_internal.refuse('argument_invalid', 'argument "company_id" must not be the nil id');
+    END IF;
+    PERFORM leasehold_internal.ensure_installation();
+
+    BEGIN
+        INSERT INTO leasehold.companies (id, key, name)
+        VALUES (v_id, company, COALESCE(create_company.name, company));
+    EXCEPTION WHEN unique_violation THEN
+        PERFORM leasehold_internal.refuse('already_exists', pg_catalog.format('company "%s" already exists', company));
+    END;
+    PERFORM leasehold_internal.record(v_id, 'company.created', 'company', v_id::text,
+        pg_catalog.jsonb_build_object('key', company));
+    RETURN v_id;
+END
+$$;
+SELECT leasehold_internal.publish('leasehold_internal.create_company', 'instant',
+    'makes a company; its key is for good', 'leasehold_admin');
+
+CREATE FUNCTION leasehold_internal.grant_company(
+        company text, to_role text, level text DEFAULT 'user', asserts_actor boolean DEFAULT false)
+    RETURNS void LANGUAGE plpgsql VOLATILE AS $$
+#variable_conflict use_column
+DECLARE
+    v_company uuid;
+    v_role    record;
+    v_changed boolean;
+BEGIN
+    v_company := leasehold_internal.enter_company(company, 'manager', true);
+    PERFORM leasehold_internal.check_choice('level', grant_company.level, 'viewer', 'user', 'manager');
+    SELECT a.oid, a.rolname INTO v_role FROM pg_catalog.pg_roles AS a WHERE a.rolname = to_role::name;
+    IF NOT FOUND OR v_role.rolname::text <> to_role THEN
+        PERFORM leasehold_internal.refuse('role_not_found', pg_catalog.format('role "%s" does not exist', pg_catalog.left(to_role, 63)));
+    END IF;
+    IF v_role.rolname::text LIKE 'leasehold\_%' THEN
+        PERFORM leasehold_internal.refuse('role_unsuitable',
+            pg_catalog.format('role "%s" is one of leasehold''s own', to_role),
+            'Grant the company to a role of a person or an application.');
+    END IF;
+
+    INSERT INTO leasehold.company_members AS m
+           (company_id, role_name, role_oid, level, asserts_actor, system_identifier)
+    SELECT v_company, v_role.rolname, v_role.oid, grant_company.level,
+           COALESCE(grant_company.asserts_actor, false), h.system_identifier
+      FROM leasehold_internal.here() AS h
+    ON CONFLICT (company_id, role_name) DO UPDATE
+       SET role_oid = excluded.role_oid, level = excluded.level, asserts_actor = excluded.asserts_actor,
+           system_identifier = excluded.system_identifier, granted_by = excluded.granted_by,
+           granted_at = excluded.granted_at;
+    PERFORM leasehold_internal.record(v_company, 'company.member_granted', 'company_member', to_role,
+        pg_catalog.jsonb_build_object('level', grant_company.level, 'assertsActor', COALESCE(grant_company.asserts_actor, false)));
+END
+$$;
+SELECT leasehold_internal.publish('leasehold_internal.grant_company', 'instant',
+    'lets a role work for a company at a level, or changes the level', 'leasehold_admin', 'leasehold_app');
+
+CREATE FUNCTION leasehold_internal.revoke_company(company text, from_role text) RETURNS void
+    LANGUAGE plpgsql VOLATILE AS $$
+#variable_conflict use_column
+DECLARE
+    v_company uuid;
+BEGIN
+    v_company := leasehold_internal.enter_company(company, 'manager', true);
+    DELETE FROM leasehold.company_members AS m
+     WHERE m.company_id = v_company AND m.role_name = from_role::name AND m.role_name::text = from_role;
+    IF NOT FOUND THEN
+        PERFORM leasehold_internal.refuse('member_not_found',
+            pg_catalog.format('role "%s" is not a member of the company', pg_catalog.left(from_role, 63)));
+    END IF;
+    PERFORM leasehold_internal.record(v_company, 'company.member_revoked', 'company_member', from_role);
+END
+$$;
+SELECT leasehold_internal.publish('leasehold_internal.revoke_company', 'instant',
+    'ends a role''s membership in a company', 'leasehold_admin', 'leasehold_app');
+
+CREATE FUNCTION leasehold_internal.repair_members(company text DEFAULT NULL)
+    RETURNS integer LANGUAGE plpgsql VOLATILE AS $$
+#variable_conflict use_column
+DECLARE
+    v_company  uuid;
+    v_repaired record;
+    v_count    integer := 0;
+BEGIN
+    PERFORM leasehold_internal.enter_admin();
+    IF company IS NOT NULL THEN
+        v_company := leasehold_internal.enter_company(company, 'manager', true);
+    END IF;
+    FOR v_repaired IN
+        UPDATE leasehold.company_members AS m
+           SET role_oid = a.oid, system_identifier = h.system_identifier,
+               granted_by = leasehold.acting_role(), granted_at = pg_catalog.now()
+          FROM pg_catalog.pg_roles AS a, leasehold_internal.here() AS h
+         WHERE a.rolname = m.role_name
+           AND (m.company_id = v_company OR v_company IS NULL)
+           AND (m.role_oid <> a.oid OR m.system_identifier <> h.system_identifier)
+        RETURNING m.company_id, m.role_name, m.level
+    LOOP
+        v_count := v_count + 1;
+        PERFORM leasehold_internal.record(v_repaired.company_id, 'company.member_repaired', 'company_member',
+            v_repaired.role_name::text, pg_catalog.jsonb_build_object('level', v_repaired.level));
+    END LOOP;
+    RETURN v_count;
+END
+$$;
+SELECT leasehold_internal.publish('leasehold_internal.repair_members', 'instant',
+    'makes memberships valid again whose roles were recreated or which were restored from elsewhere, and returns how many',
+    'leasehold_admin');
+
+CREATE FUNCTION leasehold_internal.use_company(company text, actor text DEFAULT NULL) RETURNS uuid
+    LANGUAGE plpgsql VOLATILE AS $$
+BEGIN
+    RETURN leasehold_internal.choose_company(company, actor);
+END
+$$;
+SELECT leasehold_internal.publish('leasehold_internal.use_company', 'instant',
+    'chooses the company, and whom the caller acts for, until the transaction ends',
+    'leasehold_admin', 'leasehold_app', 'leasehold_auditor', 'leasehold_resolver');
+
+-- For PostgREST's db-pre-request: the claims "company" and "actor" of the
+-- request's token.  They only choose among what the role may do anyway.
+CREATE FUNCTION leasehold_internal.pre_request() RETURNS void
+    LANGUAGE plpgsql VOLATILE AS $$
+DECLARE
+    v_claims jsonb := NULLIF(pg_catalog.current_setting('request.jwt.claims', true), '')::jsonb;
+BEGIN
+    IF v_claims ->> 'company' IS NOT NULL THEN
+        PERFORM leasehold_internal.choose_company(v_claims ->> 'company', v_claims ->> 'actor');
+    END IF;
+END
+$$;
+SELECT leasehold_internal.publish('leasehold_internal.pre_request', 'instant',
+    'use_company() with the claims "company" and "actor" of PostgREST''s request',
+    'leasehold_admin', 'leasehold_app', 'leasehold_auditor', 'leasehold_resolver');

@@ -1,0 +1,92 @@
+-- 22_limits.sql: limits, for the installation, a company, one of its
+-- environments, or a provider; of several that fit, each must hold.
+
+CREATE TABLE leasehold.limits (
+    company_id     uuid NOT NULL,
+    name           leasehold.limit_name NOT NULL,
+    environment_id uuid NOT NULL DEFAULT '00000000-0000-0000-0000-000000000000',
+    provider       text NOT NULL DEFAULT '',
+    value          bigint NOT NULL CHECK (value >= 0),
+    updated_at     timestamptz NOT NULL DEFAULT pg_catalog.now(),
+    PRIMARY KEY (company_id, name, environment_id, provider)
+);
+COMMENT ON TABLE leasehold.limits IS 'Limits; the nil id stands for every company or environment, an empty provider for all';
+COMMENT ON COLUMN leasehold.limits.value IS 'A number; seconds for lease_ttl_max, bytes for output_bytes';
+SELECT leasehold_internal.protect('leasehold.limits', 'viewer');
+CREATE POLICY installation ON leasehold.limits FOR SELECT USING (company_id = leasehold_internal.no_company());
+COMMENT ON POLICY installation ON leasehold.limits IS 'The installation''s own limits hold for everybody and hide nothing';
+CREATE TRIGGER limits_changed AFTER INSERT OR UPDATE OR DELETE ON leasehold.limits
+    FOR EACH STATEMENT EXECUTE FUNCTION leasehold_internal.plugins_changed();
+
+-- Starts of the last minute, kept only where a limit of starts applies.
+CREATE TABLE leasehold_internal.lease_starts (
+    company_id     uuid NOT NULL,
+    started_at     timestamptz NOT NULL,
+    lease_id       uuid NOT NULL,
+    environment_id uuid NOT NULL,
+    provider       text NOT NULL,
+    PRIMARY KEY (company_id, started_at, lease_id)
+);
+COMMENT ON TABLE leasehold_internal.lease_starts IS 'Starts of the last minute, where lease_starts_per_minute applies';
+SELECT leasehold_internal.protect('leasehold_internal.lease_starts', 'viewer');
+
+CREATE FUNCTION leasehold_internal.set_limit(
+        name text, value bigint DEFAULT NULL, company text DEFAULT NULL, environment text DEFAULT NULL, provider text DEFAULT NULL)
+    RETURNS void LANGUAGE plpgsql VOLATILE AS $$
+#variable_conflict use_column
+DECLARE
+    v_company     uuid := leasehold_internal.no_company();
+    v_environment uuid := leasehold_internal.no_company();
+BEGIN
+    PERFORM leasehold_internal.check_choice('name', set_limit.name, 'active_leases', 'concurrent_calls',
+        'concurrent_commands', 'lease_ttl_max', 'lease_starts_per_minute', 'output_bytes', 'resolves_per_minute');
+    IF set_limit.value < 0 THEN
+        PERFORM leasehold_internal.refuse('argument_invalid', 'argument "value" must not be negative', 'NULL removes the limit.');
+    END IF;
+    PERFORM leasehold_internal.enter_admin();
+    IF set_limit.company IS NOT NULL THEN
+        v_company := leasehold_internal.enter_company(set_limit.company, 'manager', true);
+    END IF;
+    IF set_limit.environment IS NOT NULL THEN
+        IF set_limit.company IS NULL THEN
+            PERFORM leasehold_internal.refuse('argument_invalid', 'argument "environment" needs argument "company"');
+        END IF;
+        v_environment := (leasehold_internal.find_environment(v_company, set_limit.environment)).id;
+    END IF;
+    IF set_limit.provider IS NOT NULL THEN
+        PERFORM leasehold_internal.require_provider(set_limit.provider);
+    END IF;
+
+    IF set_limit.value IS NULL THEN
+        DELETE FROM leasehold.limits AS l
+         WHERE l.company_id = v_company AND l.name = set_limit.name AND l.environment_id = v_environment
+           AND l.provider = COALESCE(set_limit.provider, '');
+    ELSE
+        INSERT INTO leasehold.limits (company_id, name, environment_id, provider, value)
+        VALUES (v_company, set_limit.name, v_environment, COALESCE(set_limit.provider, ''), set_limit.value)
+        ON CONFLICT (company_id, name, environment_id, provider) DO UPDATE
+           SET value = excluded.value, updated_at = pg_catalog.now();
+    END IF;
+    -- leases that wait may go on, or find out that they must wait
+    UPDATE leasehold_internal.calls AS c SET state = 'queued', due_at = pg_catalog.clock_timestamp()
+     WHERE c.state = 'waiting';
+    PERFORM leasehold_internal.record(v_company, 'limit.changed', 'limit', set_limit.name,
+        pg_catalog.jsonb_build_object('value', set_limit.value, 'environment', set_limit.environment,
+                                      'provider', set_limit.provider));
+END
+$$;
+SELECT leasehold_internal.publish('leasehold_internal.set_limit', 'instant',
+    'sets a limit, or removes it with NULL', 'leasehold_admin');
+
+-- The longest time to live that a lease of this environment may get.
+CREATE FUNCTION leasehold_internal.ttl_ceiling(company_id uuid, environment_id uuid, provider text) RETURNS interval
+    LANGUAGE sql STABLE AS $$
+    SELECT pg_catalog.make_interval(secs => COALESCE(pg_catalog.min(l.value), 86400))
+      FROM leasehold.limits AS l
+     WHERE l.name = 'lease_ttl_max'
+       AND l.company_id IN (ttl_ceiling.company_id, leasehold_internal.no_company())
+       AND l.environment_id IN (ttl_ceiling.environment_id, leasehold_internal.no_company())
+       AND l.provider IN (ttl_ceiling.provider, '')
+$$;
+COMMENT ON FUNCTION leasehold_internal.ttl_ceiling(uuid, uuid, text) IS
+    'The longest time to live that a lease may get: the lowest limit lease_ttl_max that fits, else 24 hours';

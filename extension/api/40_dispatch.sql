@@ -1,0 +1,334 @@
+-- 40_dispatch.sql: the protocol between the dispatch table and whoever makes
+-- the calls: due, claim, complete, fire, recover.
+--
+-- A worker claims a call and commits before it speaks to the provider, so every
+-- remote effect has a row first.  What comes back is applied only while the
+-- call is still claimed by the same worker (worker_epoch) for the same
+-- generation of the lease; an answer that comes too late changes nothing.
+--
+-- A worker must not wait for users: rows that somebody has locked are skipped
+-- and tried again.
+
+-- Calls that are due, oldest first.  since bounds the look back, so that rows
+-- that are gone but not yet vacuumed are not read again and again.
+CREATE FUNCTION leasehold_internal.due_calls(shards smallint[], since timestamptz, count integer)
+    RETURNS TABLE (company_id uuid, subject_id uuid, slot text, provider text, due_at timestamptz)
+    LANGUAGE sql VOLATILE ROWS 500 AS $$
+    SELECT c.company_id, c.subject_id, c.slot, c.provider, c.due_at
+      FROM leasehold_internal.calls AS c
+     WHERE c.shard = ANY (shards) AND c.state = 'queued' AND c.due_at > since
+       AND c.due_at <= pg_catalog.clock_timestamp()
+     ORDER BY c.due_at
+     LIMIT count
+$$;
+COMMENT ON FUNCTION leasehold_internal.due_calls(smallint[], timestamptz, integer) IS 'Calls that are due, oldest first';
+
+-- When the next call of these shards is due, for a worker that has nothing to do.
+CREATE FUNCTION leasehold_internal.next_due(shards smallint[], since timestamptz) RETURNS timestamptz
+    LANGUAGE sql VOLATILE AS $$
+    SELECT pg_catalog.min(n.due_at)
+      FROM pg_catalog.unnest(shards) AS s (shard),
+           LATERAL (SELECT c.due_at FROM leasehold_internal.calls AS c
+                     WHERE c.shard = s.shard AND c.state = 'queued' AND c.due_at > since
+                     ORDER BY c.due_at LIMIT 1) AS n
+$$;
+COMMENT ON FUNCTION leasehold_internal.next_due(smallint[], timestamptz) IS 'When the next call is due';
+
+-- Whether a provider can tell what became of an acquire.
+CREATE FUNCTION leasehold_internal.provider_looks_up(provider text) RETURNS boolean
+    LANGUAGE sql STABLE AS $$
+    SELECT COALESCE((SELECT p.plugin_key IS NULL OR 'environmentFindLease' = ANY (g.supported_methods)
+                       FROM leasehold.providers AS p LEFT JOIN leasehold.plugins AS g ON g.key = p.plugin_key
+                      WHERE p.key = provider), false)
+$$;
+COMMENT ON FUNCTION leasehold_internal.provider_looks_up(text) IS
+    'Whether a provider can tell what became of an acquire whose outcome is unknown';
+
+-- The time that a provider gets for its work and the time we wait for its
+-- answer, in milliseconds: work_ms + 30 s <= rpc_ms, so that its side ends first.
+CREATE FUNCTION leasehold_internal.call_timeouts(
+        kind text, config jsonb, default_ms integer, OUT work_ms bigint, OUT rpc_ms bigint)
+    RETURNS record LANGUAGE sql IMMUTABLE AS $$
+    SELECT w.ms, COALESCE(w.ms + 30000, default_ms)
+      FROM (SELECT CASE WHEN kind = 'sandbox_provider' THEN GREATEST(
+                       CASE WHEN pg_catalog.jsonb_typeof(config -> 'timeoutMs') = 'number'
+                             AND (config ->> 'timeoutMs')::numeric > 0
+                            THEN pg_catalog.trunc(LEAST((config ->> 'timeoutMs')::numeric, 86400000))::bigint END,
+                       CASE WHEN pg_catalog.jsonb_typeof(config -> 'bridgeRequestTimeoutMs') = 'number'
+                             AND (config ->> 'bridgeRequestTimeoutMs')::numeric > 0
+                            THEN pg_catalog.trunc(LEAST((config ->> 'bridgeRequestTimeoutMs')::numeric, 86400000))::bigint END)
+                   END) AS w (ms)
+$$;
+COMMENT ON FUNCTION leasehold_internal.call_timeouts(text, jsonb, integer) IS
+    'How long a provider may work on a lease call, and how long its answer is waited for';
+
+-- The document a provider is given back about its own resource.
+CREATE FUNCTION leasehold_internal.lease_document(
+        kind text, plugin_key text, provider text, agent_id uuid, workspace_mode text, config jsonb, metadata jsonb)
+    RETURNS jsonb LANGUAGE sql IMMUTABLE AS $$
+    SELECT CASE WHEN agent_id IS NULL THEN '{}'::jsonb ELSE pg_catalog.jsonb_build_object('agentId', agent_id) END
+        || CASE WHEN kind = 'environment_driver'
+           THEN pg_catalog.jsonb_build_object('providerMetadata', COALESCE(metadata, '{}'), 'driver', 'plugin',
+                    'executionWorkspaceMode', workspace_mode, 'pluginKey', plugin_key, 'driverKey', provider)
+           ELSE pg_catalog.jsonb_build_object('driver', 'sandbox', 'executionWorkspaceMode', workspace_mode,
+                    'pluginKey', plugin_key, 'sandboxProviderPlugin', true, 'provider', provider)
+                || config || COALESCE(metadata, '{}')
+           END
+$$;
+COMMENT ON FUNCTION leasehold_internal.lease_document(text, text, text, uuid, text, jsonb, jsonb) IS
+    'The leaseMetadata of a provider call';
+
+-- Claims calls and returns what is to be done: a method with its params, or a
+-- verdict that is reached without a call ("failed" or "unknown", with code and
+-- message), which the worker hands to complete_calls() like an answer.
+CREATE FUNCTION leasehold_internal.claim_calls(
+        epoch bigint, company_ids uuid[], subject_ids uuid[], default_timeout_ms integer)
+    RETURNS TABLE (company_id uuid, subject_id uuid, generation integer, operation text, verdict text, code text,
+                   message text, plugin text, provider text, method text, attempt integer, timeout_ms bigint,
+                   idempotency_key text, params text)
+    LANGUAGE plpgsql VOLATILE ROWS 100 AS $$
+#variable_conflict use_column
+BEGIN
+    IF EXISTS (SELECT FROM leasehold.limits AS l WHERE l.name IN ('active_leases', 'lease_starts_per_minute')) THEN
+        PERFORM leasehold_internal.grant_starts(company_ids, subject_ids);
+    END IF;
+
+    RETURN QUERY
+    WITH claimed AS (
+        UPDATE leasehold_internal.calls AS c
+           SET state = 'started', worker_epoch = epoch, started_at = pg_catalog.clock_timestamp(),
+               attempts = c.attempts + 1, granted = true
+          FROM (SELECT q.company_id, q.subject_id
+                  FROM leasehold_internal.calls AS q
+                  JOIN pg_catalog.unnest(company_ids, subject_ids) AS w (company_id, subject_id)
+                    ON q.company_id = w.company_id AND q.subject_id = w.subject_id
+                 WHERE q.slot = 'op' AND q.state = 'queued' AND q.due_at <= pg_catalog.clock_timestamp()
+                   FOR UPDATE OF q SKIP LOCKED) AS p
+         WHERE c.company_id = p.company_id AND c.subject_id = p.subject_id AND c.slot = 'op'
+        RETURNING c.*
+    )
+    SELECT c.company_id, c.subject_id, c.generation, c.operation::text,
+           v.verdict, v.code,
+           CASE v.code WHEN 'environment_inactive' THEN 'the environment was archived meanwhile'
+                       WHEN 'provider_unusable' THEN 'the provider''s plugin is disabled or gone'
+                       WHEN 'acquire_timeout' THEN 'no resource was got in time'
+                       WHEN 'quota_exceeded' THEN pg_catalog.format('the limit %s is reached', c.payload ->> 'limit')
+                       WHEN 'acquire_outcome_unknown' THEN 'the provider cannot tell what became of the request'
+           END,
+           COALESCE(p.plugin_key, c.payload ->> 'plugin')::text, c.provider, m.method, c.attempts,
+           t.rpc_ms, m.idempotency_key,
+           CASE WHEN v.verdict IS NULL THEN (CASE c.operation
+           WHEN 'initialize' THEN
+               (SELECT pg_catalog.jsonb_build_object('manifest', g2.manifest, 'config', '{}'::jsonb, 'apiVersion', 1,
+                        'instanceInfo', pg_catalog.jsonb_build_object('instanceId', i.id, 'hostVersion', '0.1.0'))
+                  FROM leasehold.plugins AS g2 WHERE g2.key = c.payload ->> 'plugin')
+           ELSE
+               pg_catalog.jsonb_build_object(
+                   'driverKey', c.provider, 'companyId', c.company_id,
+                   'environmentId', COALESCE(l.environment_id, (c.payload ->> 'environmentId')::uuid),
+                   'issueId', l.issue_id, 'config', COALESCE(k.config, '{}'))
+               || CASE WHEN m.method = 'environmentListLeases' THEN
+                      pg_catalog.jsonb_build_object('cursor', c.payload -> 'cursor',
+                          'leasehold', pg_catalog.jsonb_build_object('installationId', i.id))
+                  ELSE pg_catalog.jsonb_build_object('leasehold',
+                          pg_catalog.jsonb_build_object('installationId', i.id,
+                              'leaseId', COALESCE(l.id::text, c.payload ->> 'leaseId'), 'generation', c.generation,
+                              'idempotencyKey', m.idempotency_key)
+                          || CASE WHEN m.method IN ('environmentReleaseLease', 'environmentDestroyLease')
+                             THEN pg_catalog.jsonb_build_object('disposition', COALESCE(l.disposition, 'delete'))
+                             ELSE '{}' END)
+                  END
+               || CASE WHEN m.method IN ('environmentAcquireLease')
+                  THEN pg_catalog.jsonb_build_object('runId', COALESCE(l.run_id, l.id))
+                       || CASE WHEN l.agent_id IS NULL THEN '{}' ELSE pg_catalog.jsonb_build_object('agentId', l.agent_id) END
+                       || CASE WHEN ws.mode IS NULL THEN '{}' ELSE pg_catalog.jsonb_build_object('workspaceMode', ws.mode) END
+                       || CASE WHEN l.execution_workspace_id IS NULL THEN '{}'
+                               ELSE pg_catalog.jsonb_build_object('executionWorkspaceId', l.execution_workspace_id) END
+                       || CASE WHEN l.adapter_type IS NULL THEN '{}'
+                               ELSE pg_catalog.jsonb_build_object('adapterType', l.adapter_type) END
+                  WHEN m.method IN ('environmentResumeLease', 'environmentReleaseLease', 'environmentDestroyLease')
+                  THEN pg_catalog.jsonb_build_object(
+                           'providerLeaseId', COALESCE(l.provider_lease_id, c.payload ->> 'providerLeaseId'),
+                           'leaseMetadata', leasehold_internal.lease_document(p.kind, p.plugin_key, c.provider,
+                               l.agent_id, ws.mode, COALESCE(k.config, '{}'), md.metadata))
+                       || CASE WHEN m.method = 'environmentResumeLease' AND l.agent_id IS NOT NULL
+                          THEN pg_catalog.jsonb_build_object('agentId', l.agent_id) ELSE '{}' END
+                  ELSE '{}' END
+           END)::text END
+      FROM claimed AS c
+     CROSS JOIN (SELECT s.id FROM leasehold_internal.installation AS s LIMIT 1) AS i
+      LEFT JOIN leasehold.leases AS l ON l.company_id = c.company_id AND l.id = c.subject_id
+      LEFT JOIN leasehold_internal.environments AS e ON e.company_id = l.company_id AND e.id = l.environment_id
+      LEFT JOIN leasehold_internal.environment_configs AS k
+        ON k.company_id = c.company_id
+       AND k.environment_id = COALESCE(l.environment_id, (c.payload ->> 'environmentId')::uuid)
+       AND k.version = COALESCE(l.config_version, (c.payload ->> 'configVersion')::integer)
+      LEFT JOIN leasehold_internal.execution_workspaces AS ws
+        ON ws.company_id = l.company_id AND ws.id = l.execution_workspace_id
+      LEFT JOIN leasehold.lease_metadata AS md ON md.company_id = l.company_id AND md.lease_id = l.id
+      LEFT JOIN leasehold.providers AS p ON p.key = c.provider
+      LEFT JOIN leasehold.plugins AS g ON g.key = p.plugin_key
+     CROSS JOIN LATERAL (
+        SELECT CASE
+            WHEN c.operation = 'initialize' THEN 'initialize'
+            WHEN c.operation = 'reconcile' THEN 'environmentListLeases'
+            WHEN c.look_up THEN 'environmentFindLease'
+            WHEN c.operation = 'acquire' THEN 'environmentAcquireLease'
+            WHEN c.operation = 'resume' THEN 'environmentResumeLease'
+            WHEN c.operation IN ('destroy', 'destroy_stray') THEN 'environmentDestroyLease'
+            -- a plugin that reads reuseLease in its configuration would park what is to be deleted
+            WHEN l.disposition = 'delete' AND k.config ->> 'reuseLease' = 'true' THEN 'environmentDestroyLease'
+            ELSE 'environmentReleaseLease' END,
+            CASE WHEN c.operation NOT IN ('initialize', 'reconcile')
+                 THEN c.subject_id || ':' || c.generation || ':' || c.operation END) AS m (method, idempotency_key)
+     CROSS JOIN LATERAL (
+        SELECT CASE WHEN x.code = 'acquire_outcome_unknown' THEN 'unknown' WHEN x.code IS NOT NULL THEN 'failed' END, x.code
+          FROM (SELECT CASE
+            WHEN c.operation IN ('initialize', 'reconcile', 'destroy_stray') THEN NULL
+            WHEN p.key IS NULL THEN 'provider_unusable'
+            WHEN c.payload ? 'limit' THEN 'quota_exceeded'
+            WHEN c.operation = 'acquire' AND c.look_up AND NOT (p.plugin_key IS NULL
+                 OR 'environmentFindLease' = ANY (g.supported_methods)) THEN 'acquire_outcome_unknown'
+            WHEN c.operation = 'acquire' AND NOT c.look_up AND l.acquire_by < pg_catalog.clock_timestamp() THEN 'acquire_timeout'
+            WHEN c.operation = 'acquire' AND NOT c.look_up AND e.status <> 'active' THEN 'environment_inactive'
+            WHEN c.operation IN ('acquire', 'resume') AND NOT c.look_up AND g.status = 'disabled' THEN 'provider_unusable'
+            END) AS x (code)) AS v (verdict, code)
+     CROSS JOIN LATERAL leasehold_internal.call_timeouts(p.kind, k.config, default_timeout_ms) AS t;
+END
+$$;
+COMMENT ON FUNCTION leasehold_internal.claim_calls(bigint, uuid[], uuid[], integer) IS
+    'Claims calls for a worker and returns what is to be sent';
+
+-- Decides which of these requests may start under the limits.  Whoever starts
+-- something where a limit holds takes one lock, so that two cannot take the
+-- last place; where there are no limits this is never called.
+CREATE FUNCTION leasehold_internal.grant_starts(company_ids uuid[], subject_ids uuid[]) RETURNS void
+    LANGUAGE plpgsql VOLATILE AS $$
+#variable_conflict use_column
+BEGIN
+    PERFORM pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('leasehold limits', 0));
+    DELETE FROM leasehold_internal.lease_starts AS s WHERE s.started_at < pg_catalog.clock_timestamp() - interval '1 minute';
+
+    WITH candidate AS (
+        SELECT c.company_id, c.subject_id, c.queued_at, l.environment_id, c.provider, l.acquire_by, l.fail_on_limit
+          FROM leasehold_internal.calls AS c
+          JOIN pg_catalog.unnest(company_ids, subject_ids) AS w (company_id, subject_id)
+            ON c.company_id = w.company_id AND c.subject_id = w.subject_id
+          JOIN leasehold.leases AS l ON l.company_id = c.company_id AND l.id = c.subject_id
+         WHERE c.slot = 'op' AND c.operation = 'acquire' AND c.state = 'queued' AND NOT c.granted
+           AND c.due_at <= pg_catalog.clock_timestamp()
+           FOR UPDATE OF c SKIP LOCKED
+    ), room AS (
+        SELECT m.*, m.value - CASE m.name
+                   WHEN 'active_leases' THEN leasehold_internal.occupied_slots(m.company_id, m.environment_id, m.provider)
+                   ELSE (SELECT pg_catalog.count(*) FROM leasehold_internal.lease_starts AS s
+                          WHERE (m.company_id = leasehold_internal.no_company() OR s.company_id = m.company_id)
+                            AND (m.environment_id = leasehold_internal.no_company() OR s.environment_id = m.environment_id)
+                            AND (m.provider = '' OR s.provider = m.provider)) END AS free
+          FROM leasehold.limits AS m WHERE m.name IN ('active_leases', 'lease_starts_per_minute')
+    ), ranked AS (
+        SELECT c.company_id, c.subject_id, c.acquire_by, c.fail_on_limit, r.name, r.free,
+               pg_catalog.row_number() OVER (PARTITION BY r.company_id, r.name, r.environment_id, r.provider
+                                             ORDER BY c.queued_at, c.subject_id) AS place
+          FROM candidate AS c
+          JOIN room AS r ON r.company_id IN (c.company_id, leasehold_internal.no_company())
+                        AND r.environment_id IN (c.environment_id, leasehold_internal.no_company())
+                        AND r.provider IN (c.provider, '')
+    ), blocked AS (
+        SELECT r.company_id, r.subject_id, pg_catalog.min(r.acquire_by) AS acquire_by, pg_catalog.min(r.name) AS name,
+               pg_catalog.bool_or(r.fail_on_limit) AS fail
+          FROM ranked AS r WHERE r.place > r.free GROUP BY 1, 2
+    ), waiting AS (
+        -- a limit of starts makes room by itself; the others when a lease ends
+        UPDATE leasehold_internal.calls AS c
+           SET state = CASE WHEN b.fail OR b.name = 'lease_starts_per_minute' THEN 'queued' ELSE 'waiting' END,
+               due_at = CASE WHEN b.fail THEN c.due_at ELSE pg_catalog.clock_timestamp() + interval '1 second' END,
+               payload = CASE WHEN b.fail THEN pg_catalog.jsonb_build_object('limit', b.name) END
+          FROM blocked AS b
+         WHERE c.company_id = b.company_id AND c.subject_id = b.subject_id AND c.slot = 'op'
+    ), deadline AS (
+        INSERT INTO leasehold_internal.calls AS c (company_id, subject_id, slot, operation, shard, due_at)
+        SELECT b.company_id, b.subject_id, 'timer', 'lease_deadline', leasehold_internal.shard_of(b.company_id), b.acquire_by
+          FROM blocked AS b
+        ON CONFLICT DO NOTHING
+    ), granted AS (
+        UPDATE leasehold_internal.calls AS c SET granted = true
+          FROM candidate AS k
+         WHERE c.company_id = k.company_id AND c.subject_id = k.subject_id AND c.slot = 'op'
+           AND NOT EXISTS (SELECT FROM blocked AS b WHERE b.company_id = k.company_id AND b.subject_id = k.subject_id)
+        RETURNING c.company_id, c.subject_id, k.environment_id, c.provider
+    ), start AS (
+        INSERT INTO leasehold_internal.lease_starts (company_id, started_at, lease_id, environment_id, provider)
+        SELECT g.company_id, pg_catalog.clock_timestamp(), g.subject_id, g.environment_id, g.provider
+          FROM granted AS g
+         WHERE EXISTS (SELECT FROM leasehold.limits AS m WHERE m.name = 'lease_starts_per_minute')
+    )
+    UPDATE leasehold.leases AS l SET waiting_for = n.name
+      FROM (SELECT t.company_id, t.id, b.name
+              FROM leasehold.leases AS t
+              JOIN (SELECT b.company_id, b.subject_id, b.name FROM blocked AS b
+                    UNION ALL SELECT g.company_id, g.subject_id, NULL FROM granted AS g) AS b
+                ON t.company_id = b.company_id AND t.id = b.subject_id
+             WHERE t.waiting_for IS DISTINCT FROM b.name
+               FOR NO KEY UPDATE OF t SKIP LOCKED) AS n
+     WHERE l.company_id = n.company_id AND l.id = n.id;
+END
+$$;
+COMMENT ON FUNCTION leasehold_internal.grant_starts(uuid[], uuid[]) IS 'Decides which requests may start under the limits';
+
+-- Leases that count against the limit active_leases: those for which something
+-- is, or may be, held at a provider.  Parked ones do not count.  It counts for
+-- every company, whatever the caller sees (its owner is the worker's role): a
+-- limit of the installation is about all of them, and tells nobody whose.
+CREATE FUNCTION leasehold_internal.occupied_slots(company_id uuid, environment_id uuid, provider text) RETURNS bigint
+    LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    SELECT (SELECT pg_catalog.count(*) FROM leasehold.leases AS l
+             WHERE l.status IN ('active', 'releasing', 'resuming', 'pending_cleanup', 'irrevocable')
+               AND (occupied_slots.company_id = leasehold_internal.no_company() OR l.company_id = occupied_slots.company_id)
+               AND (occupied_slots.environment_id = leasehold_internal.no_company() OR l.environment_id = occupied_slots.environment_id)
+               AND (occupied_slots.provider = '' OR l.provider = occupied_slots.provider))
+         + (SELECT pg_catalog.count(*) FROM leasehold_internal.calls AS c
+              JOIN leasehold.leases AS l ON l.company_id = c.company_id AND l.id = c.subject_id
+             WHERE c.slot = 'op' AND c.operation = 'acquire' AND c.granted AND l.status = 'acquiring'
+               AND (occupied_slots.company_id = leasehold_internal.no_company() OR c.company_id = occupied_slots.company_id)
+               AND (occupied_slots.environment_id = leasehold_internal.no_company() OR l.environment_id = occupied_slots.environment_id)
+               AND (occupied_slots.provider = '' OR c.provider = occupied_slots.provider))
+$$;
+COMMENT ON FUNCTION leasehold_internal.occupied_slots(uuid, uuid, text) IS 'Leases that count against the limit active_leases';
+
+-- For a request that would rather fail than wait: refuses at once when it is
+-- plain that there is no place.  Two that see the same last place both pass;
+-- grant_starts() then gives it to one and fails the other.
+CREATE FUNCTION leasehold_internal.require_free_slot(company_id uuid, environment_id uuid, provider text) RETURNS void
+    LANGUAGE plpgsql VOLATILE AS $$
+BEGIN
+    PERFORM FROM leasehold.limits AS m
+      WHERE m.name = 'active_leases'
+        AND m.company_id IN (require_free_slot.company_id, leasehold_internal.no_company())
+        AND m.environment_id IN (require_free_slot.environment_id, leasehold_internal.no_company())
+        AND m.provider IN (require_free_slot.provider, '')
+        AND leasehold_internal.occupied_slots(m.company_id, m.environment_id, m.provider) >= m.value;
+    IF FOUND THEN
+        PERFORM leasehold_internal.refuse('quota_exceeded', 'the limit active_leases is reached',
+            'Release a lease, ask for a higher limit, or use on_limit => ''wait''.',
+            '{"limit": "active_leases"}');
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION leasehold_internal.require_free_slot(uuid, uuid, text) IS
+    'Refuses a request if the limit active_leases plainly leaves no place for it';
+
+-- Lets requests that wait for a place try again: as many as places may have
+-- become free, oldest first, and some more, since each may wait for another limit.
+CREATE FUNCTION leasehold_internal.requeue_waiting(company_id uuid DEFAULT NULL, places integer DEFAULT 1) RETURNS void
+    LANGUAGE sql VOLATILE AS $$
+    UPDATE leasehold_internal.calls AS c
+       SET state = 'queued', due_at = pg_catalog.clock_timestamp()
+      FROM (SELECT w.company_id, w.subject_id FROM leasehold_internal.calls AS w
+             WHERE w.state = 'waiting'
+               AND (requeue_waiting.company_id IS NULL OR w.company_id = requeue_waiting.company_id)
+             ORDER BY w.queued_at LIMIT places + 32
+               FOR UPDATE SKIP LOCKED) AS n
+     WHERE c.company_id = n.company_id AND c.subject_id = n.subject_id AND c.slot = 'op'
+$$;
+COMMENT ON FUNCTION leasehold_internal.requeue_waiting(uuid, integer) IS 'Lets requests that wait for a place try again';

@@ -1,0 +1,343 @@
+-- 41_completion.sql: what an answer, or its absence, does to a lease.
+--
+-- Outcomes, as the worker classifies them:
+--   ok         the provider did it
+--   gone       there is no such resource (any more)
+--   retry      known not to have been done; may work later
+--   throttled  the same, and the provider says so itself (429, 503): not a failed try
+--   failed     known not to have been done, and will not be
+--   unknown    it may have been done: cut, timed out, garbage, a crash
+
+CREATE FUNCTION leasehold_internal.backoff(attempts integer, base_ms integer, most_ms integer) RETURNS interval
+    LANGUAGE sql VOLATILE AS $$
+    SELECT pg_catalog.make_interval(secs =>
+        LEAST(base_ms * pg_catalog.power(2, LEAST(GREATEST(attempts, 1) - 1, 30)), most_ms) / 1000.0
+        * (0.5 + pg_catalog.random()))
+$$;
+COMMENT ON FUNCTION leasehold_internal.backoff(integer, integer, integer) IS
+    'The pause before a retry: doubled each time up to a limit, give or take half';
+
+-- The one place where an outcome becomes a decision.
+--   activate   the lease has its resource
+--   dispose    it has one, but is to end: release it
+--   reacquire  the parked resource is of no use: get a new one
+--   look_up    find out what became of the request
+--   again      the request is known to have had no effect: send it again
+--   later      try the same again after a pause
+--   cleanup    could not be removed yet: try again after a pause
+--   fail       the request has failed
+--   end        over, with nothing left at the provider but what was parked
+--   irrevocable
+CREATE FUNCTION leasehold_internal.decide(
+        operation text, look_up boolean, outcome text, status text, attempts integer, in_time boolean,
+        looks_up boolean, acquire_attempts integer, cleanup_attempts integer)
+    RETURNS text LANGUAGE sql IMMUTABLE AS $$
+    SELECT CASE operation
+    WHEN 'acquire' THEN CASE
+        WHEN outcome = 'ok' THEN CASE WHEN status = 'acquiring' THEN 'activate' ELSE 'dispose' END
+        WHEN look_up THEN CASE
+            WHEN outcome = 'gone' THEN CASE WHEN status <> 'acquiring' THEN 'end' WHEN in_time THEN 'again' ELSE 'fail' END
+            WHEN outcome = 'throttled' OR attempts < cleanup_attempts THEN 'later'
+            ELSE 'irrevocable' END
+        WHEN outcome = 'unknown' THEN CASE WHEN looks_up THEN 'look_up' ELSE 'irrevocable' END
+        WHEN status <> 'acquiring' THEN 'end'
+        WHEN outcome = 'failed' OR outcome = 'gone' OR NOT in_time THEN 'fail'
+        WHEN outcome = 'throttled' OR attempts < acquire_attempts THEN 'later'
+        ELSE 'fail' END
+    WHEN 'resume' THEN CASE
+        WHEN status <> 'resuming' THEN CASE WHEN outcome = 'gone' THEN 'end' ELSE 'dispose' END
+        WHEN outcome = 'ok' THEN 'activate'
+        WHEN outcome = 'throttled' AND in_time THEN 'later'
+        WHEN outcome IN ('retry', 'unknown') AND in_time AND attempts < acquire_attempts THEN 'later'
+        ELSE 'reacquire' END
+    ELSE CASE
+        WHEN outcome IN ('ok', 'gone') THEN 'end'
+        WHEN outcome = 'failed' THEN 'irrevocable'
+        WHEN outcome = 'throttled' OR attempts < cleanup_attempts THEN 'cleanup'
+        ELSE 'irrevocable' END
+    END
+$$;
+COMMENT ON FUNCTION leasehold_internal.decide(text, boolean, text, text, integer, boolean, boolean, integer, integer) IS
+    'What an outcome means for a lease';
+
+-- Applies answers.  Returns for each what became of it: applied; locked (by a
+-- user: hand it in again a little later); or stale (it is of an older
+-- generation or epoch, and was ignored).  ended says that a place became free.
+CREATE FUNCTION leasehold_internal.complete_calls(
+        epoch bigint, company_ids uuid[], subject_ids uuid[], generations integer[], outcomes text[],
+        provider_lease_ids text[], metadatas text[], expirations timestamptz[], codes text[], messages text[],
+        retry_after_ms bigint[], base_ms integer, most_ms integer, acquire_attempts integer, cleanup_attempts integer)
+    RETURNS TABLE (company_id uuid, subject_id uuid, applied text, ended boolean)
+    LANGUAGE plpgsql VOLATILE ROWS 100 AS $$
+#variable_conflict use_column
+DECLARE
+    v_company uuid[];
+    v_lease   uuid[];
+BEGIN
+    -- first the locks, then, in a later snapshot, the rows
+    SELECT pg_catalog.array_agg(s.company_id), pg_catalog.array_agg(s.id) INTO v_company, v_lease
+      FROM (SELECT l.company_id, l.id
+              FROM leasehold.leases AS l
+              JOIN pg_catalog.unnest(company_ids, subject_ids) AS w (company_id, id)
+                ON l.company_id = w.company_id AND l.id = w.id
+             ORDER BY l.company_id, l.id
+               FOR NO KEY UPDATE OF l SKIP LOCKED) AS s;
+
+    -- a resource that another lease holds is not this one's
+    INSERT INTO leasehold_internal.provider_resources AS r (provider, provider_lease_id, company_id, lease_id)
+    SELECT l.provider, a.provider_lease_id, l.company_id, l.id
+      FROM pg_catalog.unnest(company_ids, subject_ids, generations, outcomes, provider_lease_ids)
+           AS a (company_id, id, generation, outcome, provider_lease_id)
+      JOIN pg_catalog.unnest(v_company, v_lease) AS w (company_id, id) ON w.company_id = a.company_id AND w.id = a.id
+      JOIN leasehold.leases AS l ON l.company_id = a.company_id AND l.id = a.id AND l.generation = a.generation
+      JOIN leasehold_internal.calls AS c
+        ON c.company_id = l.company_id AND c.subject_id = l.id AND c.slot = 'op'
+       AND c.state = 'started' AND c.worker_epoch = epoch AND c.operation = 'acquire'
+     WHERE a.outcome = 'ok' AND a.provider_lease_id IS NOT NULL
+    ON CONFLICT DO NOTHING;
+
+    RETURN QUERY
+    WITH answer AS MATERIALIZED (
+        SELECT a.*, l.status AS old_status, l.environment_id, l.provider, l.policy, l.agent_id, l.issue_id, l.run_id,
+               l.execution_workspace_id, l.ttl, l.idle_timeout, l.end_status AS old_end, l.disposition AS old_disposition,
+               l.provider_lease_id AS old_resource, c.operation, c.look_up, c.attempts,
+               (SELECT r.lease_id <> l.id OR r.company_id <> l.company_id
+                  FROM leasehold_internal.provider_resources AS r
+                 WHERE r.provider = l.provider AND r.provider_lease_id = a.provider_lease_id) AS taken,
+               leasehold_internal.decide(c.operation, c.look_up, a.outcome, l.status, c.attempts,
+                   COALESCE(l.acquire_by > pg_catalog.clock_timestamp(), true),
+                   a.outcome <> 'unknown' OR leasehold_internal.provider_looks_up(l.provider),
+                   acquire_attempts, cleanup_attempts) AS decision
+          FROM pg_catalog.unnest(company_ids, subject_ids, generations, outcomes, provider_lease_ids, metadatas,
+                                 expirations, codes, messages, retry_after_ms)
+               AS a (company_id, id, generation, outcome, provider_lease_id, metadata, expires_at, code, message,
+                     retry_after_ms)
+          JOIN pg_catalog.unnest(v_company, v_lease) AS w (company_id, id) ON w.company_id = a.company_id AND w.id = a.id
+          JOIN leasehold.leases AS l ON l.company_id = a.company_id AND l.id = a.id AND l.generation = a.generation
+          JOIN leasehold_internal.calls AS c
+            ON c.company_id = l.company_id AND c.subject_id = l.id AND c.slot = 'op'
+           AND c.state = 'started' AND c.worker_epoch = epoch
+    ), step AS MATERIALIZED (
+        -- a taken resource is somebody else's: the request failed, and it must not be removed
+        SELECT a.*, CASE WHEN a.taken AND a.operation = 'acquire' AND a.outcome = 'ok'
+                         THEN CASE WHEN a.old_status = 'acquiring' THEN 'fail' ELSE 'end' END
+                         ELSE a.decision END AS step,
+               pg_catalog.clock_timestamp() + GREATEST(
+                   leasehold_internal.backoff(a.attempts, base_ms, most_ms),
+                   pg_catalog.make_interval(secs => LEAST(a.retry_after_ms, 86400000) / 1000.0)) AS later
+          FROM answer AS a
+    ), lease AS (
+        UPDATE leasehold.leases AS l
+           SET status = CASE s.step
+                   WHEN 'activate' THEN 'active'
+                   WHEN 'dispose' THEN CASE WHEN l.status = 'pending_cleanup' THEN 'pending_cleanup' ELSE 'releasing' END
+                   WHEN 'reacquire' THEN 'acquiring'
+                   WHEN 'cleanup' THEN 'pending_cleanup'
+                   WHEN 'fail' THEN 'failed'
+                   WHEN 'irrevocable' THEN 'irrevocable'
+                   WHEN 'end' THEN CASE WHEN l.end_status = 'retained' AND s.outcome <> 'ok' THEN 'released'
+                                        WHEN l.end_status = 'retained' AND s.operation = 'acquire' THEN 'released'
+                                        ELSE COALESCE(l.end_status, 'released') END
+                   ELSE l.status END,
+               generation = l.generation + CASE WHEN s.step = 'reacquire' THEN 1 ELSE 0 END,
+               provider_lease_id = CASE WHEN s.taken THEN NULL
+                   WHEN s.outcome = 'ok' AND s.operation = 'acquire' THEN s.provider_lease_id
+                   WHEN s.outcome = 'ok' AND s.step = 'activate' THEN COALESCE(s.provider_lease_id, l.provider_lease_id)
+                   WHEN s.step = 'reacquire' THEN NULL ELSE l.provider_lease_id END,
+               acquired_at = CASE s.step WHEN 'activate' THEN pg_catalog.clock_timestamp()
+                                         WHEN 'reacquire' THEN NULL ELSE l.acquired_at END,
+               last_used_at = CASE WHEN s.step = 'activate' THEN pg_catalog.clock_timestamp() ELSE l.last_used_at END,
+               provider_expires_at = CASE WHEN s.outcome = 'ok' AND s.step IN ('activate', 'dispose') THEN s.expires_at
+                                          ELSE l.provider_expires_at END,
+               expires_at = CASE WHEN s.step = 'activate' THEN
+                   LEAST(pg_catalog.clock_timestamp()
+                         + LEAST(l.ttl, leasehold_internal.ttl_ceiling(l.company_id, l.environment_id, l.provider)),
+                         s.expires_at)
+                   ELSE l.expires_at END,
+               end_status = CASE WHEN s.step IN ('fail', 'irrevocable') THEN COALESCE(l.end_status, 'failed') ELSE l.end_status END,
+               ended_at = CASE WHEN s.step IN ('fail', 'end') THEN pg_catalog.clock_timestamp() ELSE l.ended_at END,
+               cleanup_status = CASE WHEN s.step = 'end' THEN 'success'
+                                     WHEN s.step IN ('cleanup', 'irrevocable') THEN 'failed' ELSE l.cleanup_status END,
+               failure_code = CASE WHEN s.taken THEN 'resource_taken'
+                                   WHEN s.step IN ('fail', 'cleanup', 'irrevocable', 'reacquire')
+                                        THEN COALESCE(CASE WHEN s.outcome = 'unknown' AND s.operation = 'acquire'
+                                                           THEN 'acquire_outcome_unknown' END, s.code, l.failure_code)
+                                   WHEN s.step = 'activate' THEN NULL ELSE l.failure_code END,
+               failure_reason = CASE WHEN s.taken THEN 'the provider answered with a resource that another lease holds'
+                                     WHEN s.step IN ('fail', 'cleanup', 'irrevocable') AND l.failure_reason IS NULL
+                                          THEN s.message
+                                     WHEN s.step = 'activate' THEN NULL ELSE l.failure_reason END,
+               attempts = CASE WHEN s.step IN ('later', 'cleanup', 'look_up') THEN s.attempts ELSE 0 END,
+               waiting_for = CASE WHEN s.step IN ('later', 'look_up', 'cleanup')
+                                  THEN pg_catalog.concat_ws(': ', 'retry', s.code) END
+          FROM step AS s
+         WHERE l.company_id = s.company_id AND l.id = s.id
+        RETURNING l.*, s.step, s.outcome, s.operation, s.code, s.message, s.metadata, s.old_status, s.old_resource, s.later
+    ), done AS (
+        DELETE FROM leasehold_internal.calls AS c
+         USING lease AS l
+         WHERE c.company_id = l.company_id AND c.subject_id = l.id
+           AND (c.slot = 'op' AND l.step IN ('activate', 'fail', 'end', 'irrevocable')
+                OR c.slot = 'timer' AND l.step IN ('fail', 'end', 'irrevocable', 'dispose'))
+    ), next AS (
+        UPDATE leasehold_internal.calls AS c
+           SET state = 'queued', worker_epoch = NULL, generation = l.generation,
+               operation = CASE l.step
+                   WHEN 'dispose' THEN CASE WHEN l.disposition = 'delete' AND l.policy <> 'ephemeral' THEN 'destroy' ELSE 'release' END
+                   WHEN 'reacquire' THEN 'acquire' ELSE c.operation END,
+               look_up = CASE l.step WHEN 'look_up' THEN true WHEN 'later' THEN c.look_up ELSE false END,
+               attempts = CASE WHEN l.step IN ('dispose', 'reacquire', 'again') THEN 0
+                               WHEN l.outcome = 'throttled' THEN c.attempts - 1 ELSE c.attempts END,
+               crashes = 0,
+               last_error = pg_catalog.left(l.message, 500),
+               due_at = CASE WHEN l.step IN ('later', 'look_up', 'cleanup') THEN l.later ELSE pg_catalog.clock_timestamp() END
+          FROM lease AS l
+         WHERE c.company_id = l.company_id AND c.subject_id = l.id AND c.slot = 'op'
+           AND l.step IN ('dispose', 'reacquire', 'look_up', 'again', 'later', 'cleanup')
+    ), timer AS (
+        INSERT INTO leasehold_internal.calls AS c (company_id, subject_id, slot, operation, shard, due_at, generation)
+        SELECT l.company_id, l.id, 'timer', 'lease_deadline', leasehold_internal.shard_of(l.company_id),
+               LEAST(l.expires_at, l.last_used_at + l.idle_timeout), l.generation
+          FROM lease AS l WHERE l.step = 'activate'
+        ON CONFLICT (company_id, subject_id, slot) DO UPDATE SET due_at = excluded.due_at, state = 'queued'
+    ), stray AS (
+        -- a parked resource that could not be resumed is removed on its own
+        INSERT INTO leasehold_internal.calls (company_id, subject_id, slot, operation, provider, shard, payload)
+        SELECT l.company_id, leasehold.new_id(), 'op', 'destroy_stray', l.provider,
+               leasehold_internal.shard_of(l.company_id),
+               pg_catalog.jsonb_build_object('providerLeaseId', l.old_resource, 'leaseId', l.id,
+                   'environmentId', l.environment_id, 'configVersion', l.config_version, 'reason', 'resume_failed')
+          FROM lease AS l WHERE l.step = 'reacquire' AND l.outcome <> 'gone' AND l.old_resource IS NOT NULL
+    ), freed AS (
+        DELETE FROM leasehold_internal.provider_resources AS r
+         USING lease AS l
+         WHERE r.company_id = l.company_id AND r.lease_id = l.id
+           AND (l.step = 'end' AND l.status <> 'retained' OR l.step = 'reacquire')
+    ), metadata AS (
+        INSERT INTO leasehold.lease_metadata AS m (company_id, lease_id, metadata)
+        SELECT l.company_id, l.id, l.metadata::jsonb
+          FROM lease AS l
+         WHERE l.metadata IS NOT NULL AND l.outcome = 'ok' AND l.step IN ('activate', 'dispose')
+        ON CONFLICT (company_id, lease_id) DO UPDATE SET metadata = excluded.metadata, updated_at = pg_catalog.now()
+    ), event AS (
+        INSERT INTO leasehold.audit_events
+               (company_id, action, entity_type, entity_id, agent_id, issue_id, run_id, details)
+        SELECT l.company_id,
+               CASE l.step WHEN 'activate' THEN CASE WHEN l.operation = 'resume' THEN 'environment.lease_resumed'
+                                                     ELSE 'environment.lease_acquired' END
+                           WHEN 'end' THEN 'environment.lease_released'
+                           WHEN 'fail' THEN 'environment.lease_failed'
+                           WHEN 'irrevocable' THEN 'environment.lease_irrevocable'
+                           WHEN 'cleanup' THEN 'environment.lease_cleanup_failed'
+                           WHEN 'look_up' THEN 'environment.lease_outcome_unknown'
+                           WHEN 'reacquire' THEN 'environment.lease_resume_failed'
+                           ELSE 'environment.lease_call_failed' END,
+               'environment_lease', l.id::text, l.agent_id, l.issue_id, l.run_id,
+               CASE WHEN l.step = 'activate'
+               THEN pg_catalog.jsonb_build_object('environmentId', l.environment_id, 'provider', l.provider,
+                        'leasePolicy', l.policy, 'executionWorkspaceId', l.execution_workspace_id,
+                        'issueId', l.issue_id, 'generation', l.generation, 'providerLeaseId', l.provider_lease_id)
+               ELSE pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object('environmentId', l.environment_id,
+                        'provider', l.provider, 'leasePolicy', l.policy,
+                        'executionWorkspaceId', l.execution_workspace_id, 'issueId', l.issue_id,
+                        'generation', l.generation, 'status', l.status, 'cleanupStatus', l.cleanup_status,
+                        'failureCode', CASE WHEN l.step = 'end' THEN l.failure_code ELSE COALESCE(l.failure_code, l.code) END,
+                        'failureReason', CASE WHEN l.step = 'end' THEN l.failure_reason ELSE COALESCE(l.message, l.failure_reason) END))
+               END
+          FROM lease AS l
+         -- of a series of failing tries the first is told
+         WHERE l.step IN ('activate', 'end', 'fail', 'irrevocable', 'look_up', 'reacquire')
+            OR l.attempts = 1 AND l.step IN ('later', 'cleanup')
+    )
+    SELECT a.company_id, a.id,
+           CASE WHEN l.id IS NOT NULL THEN 'applied' WHEN w.id IS NULL AND x.id IS NOT NULL THEN 'locked' ELSE 'stale' END,
+           COALESCE(l.step IN ('end', 'fail'), false)
+      FROM pg_catalog.unnest(company_ids, subject_ids) AS a (company_id, id)
+      LEFT JOIN lease AS l ON l.company_id = a.company_id AND l.id = a.id
+      LEFT JOIN pg_catalog.unnest(v_company, v_lease) AS w (company_id, id) ON w.company_id = a.company_id AND w.id = a.id
+      LEFT JOIN leasehold.leases AS x ON x.company_id = a.company_id AND x.id = a.id;
+END
+$$;
+COMMENT ON FUNCTION leasehold_internal.complete_calls(bigint, uuid[], uuid[], integer[], text[], text[], text[],
+        timestamptz[], text[], text[], bigint[], integer, integer, integer, integer) IS
+    'Applies answers to leases, with their next calls, deadlines and events, in one statement';
+
+-- Answers about resources that no lease claims.
+CREATE FUNCTION leasehold_internal.complete_strays(
+        epoch bigint, company_ids uuid[], subject_ids uuid[], outcomes text[], messages text[],
+        base_ms integer, most_ms integer, cleanup_attempts integer)
+    RETURNS void LANGUAGE plpgsql VOLATILE AS $$
+#variable_conflict use_column
+BEGIN
+    WITH answer AS (
+        SELECT c.*, a.outcome, a.message
+          FROM pg_catalog.unnest(company_ids, subject_ids, outcomes, messages) AS a (company_id, id, outcome, message)
+          JOIN leasehold_internal.calls AS c
+            ON c.company_id = a.company_id AND c.subject_id = a.id AND c.slot = 'op'
+           AND c.operation = 'destroy_stray' AND c.state = 'started' AND c.worker_epoch = epoch
+    ), gone AS (
+        DELETE FROM leasehold_internal.calls AS c USING answer AS a
+         WHERE a.outcome IN ('ok', 'gone') AND c.company_id = a.company_id AND c.subject_id = a.subject_id AND c.slot = 'op'
+        RETURNING c.company_id, c.payload, c.provider
+    ), later AS (
+        UPDATE leasehold_internal.calls AS c
+           SET state = CASE WHEN a.attempts < cleanup_attempts THEN 'queued' ELSE 'quarantined' END,
+               due_at = pg_catalog.clock_timestamp() + leasehold_internal.backoff(a.attempts, base_ms, most_ms),
+               last_error = pg_catalog.left(a.message, 500)
+          FROM answer AS a
+         WHERE a.outcome NOT IN ('ok', 'gone') AND c.company_id = a.company_id AND c.subject_id = a.subject_id
+           AND c.slot = 'op'
+    )
+    INSERT INTO leasehold.audit_events (company_id, action, entity_type, entity_id, details)
+    SELECT g.company_id, 'environment.stray_removed', 'provider_resource', g.payload ->> 'providerLeaseId',
+           g.payload || pg_catalog.jsonb_build_object('provider', g.provider)
+      FROM gone AS g;
+END
+$$;
+COMMENT ON FUNCTION leasehold_internal.complete_strays(bigint, uuid[], uuid[], text[], text[], integer, integer, integer) IS
+    'Applies answers about resources that no lease claims';
+
+-- A plugin's answer to initialize.
+CREATE FUNCTION leasehold_internal.complete_initialize(
+        epoch bigint, subject_id uuid, generation integer, outcome text, supported_methods text[], message text,
+        base_ms integer, most_ms integer)
+    RETURNS boolean LANGUAGE plpgsql VOLATILE AS $$
+#variable_conflict use_column
+DECLARE
+    v_call leasehold_internal.calls;
+BEGIN
+    SELECT c.* INTO v_call FROM leasehold_internal.calls AS c
+     WHERE c.company_id = leasehold_internal.no_company() AND c.subject_id = complete_initialize.subject_id
+       AND c.slot = 'op' AND c.state = 'started' AND c.worker_epoch = epoch
+       AND c.generation = complete_initialize.generation FOR UPDATE;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    IF outcome = 'ok' THEN
+        UPDATE leasehold.plugins AS p
+           SET status = 'ready', last_error = NULL, ready_at = pg_catalog.now(),
+               supported_methods = complete_initialize.supported_methods
+         WHERE p.key = v_call.payload ->> 'plugin' AND p.status <> 'disabled';
+        DELETE FROM leasehold_internal.calls AS c
+         WHERE c.company_id = v_call.company_id AND c.subject_id = v_call.subject_id AND c.slot = 'op';
+        PERFORM leasehold_internal.record(leasehold_internal.no_company(), 'plugin.ready', 'plugin',
+            v_call.payload ->> 'plugin',
+            pg_catalog.jsonb_build_object('supportedMethods', complete_initialize.supported_methods));
+    ELSE
+        UPDATE leasehold.plugins AS p
+           SET status = 'error', last_error = pg_catalog.left(complete_initialize.message, 500)
+         WHERE p.key = v_call.payload ->> 'plugin' AND p.status <> 'disabled';
+        UPDATE leasehold_internal.calls AS c
+           SET state = 'queued', last_error = pg_catalog.left(complete_initialize.message, 500),
+               due_at = pg_catalog.clock_timestamp() + leasehold_internal.backoff(v_call.attempts, base_ms, most_ms)
+         WHERE c.company_id = v_call.company_id AND c.subject_id = v_call.subject_id AND c.slot = 'op';
+        IF v_call.attempts = 1 THEN
+            PERFORM leasehold_internal.record(leasehold_internal.no_company(), 'plugin.error', 'plugin',
+                v_call.payload ->> 'plugin', pg_catalog.jsonb_build_object('error', complete_initialize.message));
+        END IF;
+    END IF;
+    RETURN true;
+END
+$$;
+COMMENT ON FUNCTION leasehold_internal.complete_initialize(bigint, uuid, integer, text, text[], text, integer, integer) IS
+    'Applies a plugin''s answer to initialize';

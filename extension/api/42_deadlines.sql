@@ -1,0 +1,77 @@
+-- 42_deadlines.sql: deadlines that come by themselves.
+--
+-- Deadlines are lazy: a renewal or heartbeat changes only its own row.  When
+-- the deadline's row is due, the lease or run is read; if it has more time, the
+-- row is moved to the new deadline.
+
+CREATE FUNCTION leasehold_internal.fire_deadlines(company_ids uuid[], subject_ids uuid[])
+    RETURNS TABLE (company_id uuid, subject_id uuid) LANGUAGE plpgsql VOLATILE ROWS 100 AS $$
+#variable_conflict use_column
+DECLARE
+    v_company uuid[];
+    v_subject uuid[];
+    v_over    record;
+BEGIN
+    -- leases whose time is over, by reason; those that a user has locked come again
+    FOR v_over IN
+        SELECT s.reason, s.code, s.end_status, pg_catalog.array_agg(s.company_id) AS companies,
+               pg_catalog.array_agg(s.id) AS ids
+          FROM (SELECT l.company_id, l.id,
+                       CASE WHEN l.status <> 'active' THEN 'failed' ELSE 'expired' END AS end_status,
+                       CASE WHEN l.status <> 'active' THEN COALESCE('waited too long for ' || l.waiting_for, 'no resource was got in time')
+                            WHEN l.expires_at <= pg_catalog.clock_timestamp() THEN 'lease_expired'
+                            ELSE 'idle_timeout' END AS reason,
+                       CASE WHEN l.status <> 'active'
+                            THEN CASE WHEN l.waiting_for IS NULL THEN 'acquire_timeout' ELSE 'quota_exceeded' END END AS code
+                  FROM leasehold.leases AS l
+                  JOIN pg_catalog.unnest(company_ids, subject_ids) AS w (company_id, id)
+                    ON l.company_id = w.company_id AND l.id = w.id
+                 WHERE l.status = 'active'
+                       AND LEAST(l.expires_at, l.last_used_at + l.idle_timeout) <= pg_catalog.clock_timestamp()
+                    OR l.status = 'acquiring' AND l.acquire_by <= pg_catalog.clock_timestamp()
+                       AND EXISTS (SELECT FROM leasehold_internal.calls AS c
+                                    WHERE c.company_id = l.company_id AND c.subject_id = l.id AND c.slot = 'op'
+                                      AND c.state IN ('waiting', 'queued') AND NOT c.look_up)
+                 ORDER BY l.company_id, l.id
+                   FOR NO KEY UPDATE OF l SKIP LOCKED) AS s
+         GROUP BY 1, 2, 3
+    LOOP
+        PERFORM leasehold_internal.end_leases(v_over.companies, v_over.ids, v_over.end_status, 'delete',
+            v_over.reason, v_over.code);
+        v_company := v_company || v_over.companies;
+        v_subject := v_subject || v_over.ids;
+    END LOOP;
+
+    PERFORM leasehold_internal.lose_runs(company_ids, subject_ids);
+
+    -- what is left is moved to its deadline, or is about something that is over
+    WITH due AS (
+        SELECT c.company_id, c.subject_id, c.operation,
+               CASE c.operation WHEN 'lease_deadline' THEN
+                    (SELECT CASE WHEN l.status = 'active' THEN LEAST(l.expires_at, l.last_used_at + l.idle_timeout)
+                                 WHEN l.status IN ('acquiring', 'resuming') THEN GREATEST(l.acquire_by, pg_catalog.clock_timestamp() + interval '1 second') END
+                       FROM leasehold.leases AS l WHERE l.company_id = c.company_id AND l.id = c.subject_id)
+               ELSE (SELECT r.heartbeat_at + r.heartbeat_timeout FROM leasehold_internal.runs AS r
+                      WHERE r.company_id = c.company_id AND r.id = c.subject_id AND r.status = 'running')
+               END AS deadline
+          FROM leasehold_internal.calls AS c
+          JOIN pg_catalog.unnest(company_ids, subject_ids) AS w (company_id, subject_id)
+            ON c.company_id = w.company_id AND c.subject_id = w.subject_id
+         WHERE c.slot = 'timer'
+           FOR UPDATE OF c SKIP LOCKED
+    ), moved AS (
+        UPDATE leasehold_internal.calls AS c
+           SET due_at = GREATEST(d.deadline, pg_catalog.clock_timestamp() + interval '100 milliseconds')
+          FROM due AS d
+         WHERE c.company_id = d.company_id AND c.subject_id = d.subject_id AND c.slot = 'timer'
+           AND d.deadline IS NOT NULL
+    )
+    DELETE FROM leasehold_internal.calls AS c
+     USING due AS d
+     WHERE c.company_id = d.company_id AND c.subject_id = d.subject_id AND c.slot = 'timer' AND d.deadline IS NULL;
+
+    RETURN QUERY SELECT * FROM pg_catalog.unnest(v_company, v_subject);
+END
+$$;
+COMMENT ON FUNCTION leasehold_internal.fire_deadlines(uuid[], uuid[]) IS
+    'Ends the leases and runs among these whose time is over, and moves the other deadlines';

@@ -1,0 +1,114 @@
+-- 43_recovery.sql: what a worker does before it serves: find out what its
+-- predecessor left, and what the dispatch table lacks.
+
+-- Calls that were started and never ended: their outcome is unknown.  One that
+-- was in flight in several crashes is set aside.
+CREATE FUNCTION leasehold_internal.recover_calls(epoch bigint, shards smallint[], crash_limit integer, crashed boolean)
+    RETURNS integer LANGUAGE plpgsql VOLATILE AS $$
+#variable_conflict use_column
+DECLARE
+    v_count integer;
+BEGIN
+    WITH lost AS (
+        UPDATE leasehold_internal.calls AS c
+           SET state = CASE WHEN crashed AND c.crashes + 1 >= crash_limit THEN 'quarantined' ELSE 'queued' END,
+               crashes = c.crashes + CASE WHEN crashed THEN 1 ELSE 0 END,
+               look_up = c.look_up OR c.operation = 'acquire', worker_epoch = NULL,
+               due_at = pg_catalog.clock_timestamp(), last_error = 'the worker ended before the answer came'
+         WHERE c.state = 'started' AND c.shard = ANY (shards) AND c.worker_epoch IS DISTINCT FROM epoch
+        RETURNING c.*
+    ), lease AS (
+        UPDATE leasehold.leases AS l SET waiting_for = 'quarantine'
+          FROM lost AS c
+         WHERE c.state = 'quarantined' AND l.company_id = c.company_id AND l.id = c.subject_id
+    ), event AS (
+        INSERT INTO leasehold.audit_events (company_id, action, entity_type, entity_id, details)
+        SELECT c.company_id, 'environment.lease_quarantined', 'environment_lease', c.subject_id::text,
+               pg_catalog.jsonb_build_object('operation', c.operation, 'crashes', c.crashes)
+          FROM lost AS c WHERE c.state = 'quarantined'
+    )
+    SELECT pg_catalog.count(*) INTO v_count FROM lost;
+    RETURN v_count;
+END
+$$;
+COMMENT ON FUNCTION leasehold_internal.recover_calls(bigint, smallint[], integer, boolean) IS
+    'Takes over calls that an earlier worker left without an answer';
+
+-- Queues what the states of leases and runs ask for and the dispatch table does
+-- not have: after a restore, or when a state was changed by hand.
+CREATE FUNCTION leasehold_internal.rebuild_calls(shards smallint[]) RETURNS integer
+    LANGUAGE plpgsql VOLATILE AS $$
+#variable_conflict use_column
+DECLARE
+    v_count integer;
+BEGIN
+    WITH wanted AS (
+        SELECT l.company_id, l.id, 'op'::text AS slot, l.provider, l.generation,
+               CASE WHEN l.status = 'acquiring' OR l.provider_lease_id IS NULL AND l.acquired_at IS NULL THEN 'acquire'
+                    WHEN l.status = 'resuming' THEN 'resume'
+                    WHEN l.disposition = 'delete' AND l.policy <> 'ephemeral' THEN 'destroy'
+                    ELSE 'release' END AS operation,
+               -- whether the request was ever sent is not known
+               l.status = 'acquiring' OR l.provider_lease_id IS NULL AND l.acquired_at IS NULL AS look_up,
+               pg_catalog.clock_timestamp() AS due_at
+          FROM leasehold.leases AS l
+         WHERE l.status IN ('acquiring', 'resuming', 'releasing', 'pending_cleanup')
+        UNION ALL
+        SELECT l.company_id, l.id, 'timer', '', l.generation, 'lease_deadline', false,
+               LEAST(l.expires_at, l.last_used_at + l.idle_timeout)
+          FROM leasehold.leases AS l WHERE l.status = 'active'
+        UNION ALL
+        SELECT r.company_id, r.id, 'timer', '', 1, 'run_deadline', false, r.heartbeat_at + r.heartbeat_timeout
+          FROM leasehold_internal.runs AS r WHERE r.status = 'running'
+    ), made AS (
+        INSERT INTO leasehold_internal.calls
+               (company_id, subject_id, slot, operation, provider, shard, generation, look_up, due_at)
+        SELECT w.company_id, w.id, w.slot, w.operation, w.provider, leasehold_internal.shard_of(w.company_id),
+               w.generation, w.look_up, w.due_at
+          FROM wanted AS w
+         WHERE leasehold_internal.shard_of(w.company_id) = ANY (shards)
+           AND NOT EXISTS (SELECT FROM leasehold_internal.calls AS c
+                            WHERE c.company_id = w.company_id AND c.subject_id = w.id AND c.slot = w.slot)
+        ON CONFLICT DO NOTHING
+        RETURNING 1
+    )
+    SELECT pg_catalog.count(*) INTO v_count FROM made;
+
+    PERFORM leasehold_internal.queue_initialize(p.key) FROM leasehold.plugins AS p
+      WHERE 0 = ANY (shards) AND p.status IN ('installed', 'error')
+        AND NOT EXISTS (SELECT FROM leasehold_internal.calls AS c
+                         WHERE c.company_id = leasehold_internal.no_company()
+                           AND c.subject_id = leasehold_internal.plugin_subject(p.key));
+    RETURN v_count;
+END
+$$;
+COMMENT ON FUNCTION leasehold_internal.rebuild_calls(smallint[]) IS
+    'Queues what states ask for and the dispatch table lacks';
+
+-- An answer that could not be stored counts as unknown; a call that this
+-- happens to again and again is set aside.
+CREATE FUNCTION leasehold_internal.set_answer_aside(
+        epoch bigint, company_id uuid, subject_id uuid, crash_limit integer, base_ms integer)
+    RETURNS void LANGUAGE sql VOLATILE AS $$
+    UPDATE leasehold_internal.calls AS c
+       SET state = CASE WHEN c.crashes + 1 >= crash_limit THEN 'quarantined' ELSE 'queued' END,
+           crashes = c.crashes + 1, look_up = c.look_up OR c.operation = 'acquire', worker_epoch = NULL,
+           due_at = pg_catalog.clock_timestamp() + leasehold_internal.backoff(c.crashes + 1, base_ms, 60000),
+           last_error = 'the answer could not be stored; see the server log'
+     WHERE c.company_id = set_answer_aside.company_id AND c.subject_id = set_answer_aside.subject_id
+       AND c.slot = 'op' AND c.state = 'started' AND c.worker_epoch = epoch
+$$;
+COMMENT ON FUNCTION leasehold_internal.set_answer_aside(bigint, uuid, uuid, integer, integer) IS
+    'Puts a call aside whose answer could not be stored';
+
+-- A call or deadline that could not be worked on comes again in a minute.
+CREATE FUNCTION leasehold_internal.postpone_call(company_id uuid, subject_id uuid, slot text)
+    RETURNS void LANGUAGE sql VOLATILE AS $$
+    UPDATE leasehold_internal.calls AS c
+       SET due_at = pg_catalog.clock_timestamp() + interval '1 minute',
+           last_error = 'could not be worked on; see the server log'
+     WHERE c.company_id = postpone_call.company_id AND c.subject_id = postpone_call.subject_id
+       AND c.slot = postpone_call.slot AND c.state = 'queued'
+$$;
+COMMENT ON FUNCTION leasehold_internal.postpone_call(uuid, uuid, text) IS
+    'Has a call or deadline come again in a minute';

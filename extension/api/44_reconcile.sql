@@ -1,0 +1,127 @@
+-- 44_reconcile.sql: the sweep that compares what a provider holds under our
+-- label with the leases, and removes what no lease claims.
+--
+-- One row of the dispatch table per environment whose provider can list.  After
+-- a takeover the first sweep is dry: it only reports, until approve_sweep().
+
+CREATE FUNCTION leasehold_internal.ensure_reconciles(shards smallint[], pause interval) RETURNS integer
+    LANGUAGE plpgsql VOLATILE AS $$
+#variable_conflict use_column
+DECLARE
+    v_count integer;
+BEGIN
+    WITH wanted AS (
+        SELECT e.company_id, e.id, e.provider,
+               pg_catalog.jsonb_build_object('environmentId', e.id, 'configVersion', e.config_version) AS payload
+          FROM leasehold_internal.environments AS e
+          JOIN leasehold.providers AS p ON p.key = e.provider
+          JOIN leasehold.plugins AS g ON g.key = p.plugin_key
+         WHERE 'environmentListLeases' = ANY (g.supported_methods) AND g.status <> 'disabled'
+           AND leasehold_internal.shard_of(e.company_id) = ANY (shards)
+           AND EXISTS (SELECT FROM leasehold.leases AS l WHERE l.company_id = e.company_id AND l.environment_id = e.id)
+    ), made AS (
+        INSERT INTO leasehold_internal.calls AS c
+               (company_id, subject_id, slot, operation, provider, shard, payload, due_at)
+        SELECT w.company_id, w.id, 'op', 'reconcile', w.provider, leasehold_internal.shard_of(w.company_id), w.payload,
+               pg_catalog.clock_timestamp() + pause * pg_catalog.random()
+          FROM wanted AS w
+        ON CONFLICT (company_id, subject_id, slot) DO UPDATE
+           SET payload = excluded.payload, provider = excluded.provider
+         WHERE c.state = 'queued' AND NOT c.payload @> excluded.payload
+        RETURNING 1
+    )
+    SELECT pg_catalog.count(*) INTO v_count FROM made;
+    RETURN v_count;
+END
+$$;
+COMMENT ON FUNCTION leasehold_internal.ensure_reconciles(smallint[], interval) IS
+    'Sees to it that every environment whose provider can list is swept';
+
+-- Applies one page of a provider's list.
+CREATE FUNCTION leasehold_internal.complete_reconcile(
+        epoch bigint, company_id uuid, subject_id uuid, outcome text, listed text, next_cursor text, message text,
+        pause interval)
+    RETURNS integer LANGUAGE plpgsql VOLATILE AS $$
+#variable_conflict use_column
+DECLARE
+    v_call   leasehold_internal.calls;
+    v_dry    boolean := (SELECT i.sweep_dry FROM leasehold_internal.installation AS i LIMIT 1);
+    v_strays integer := 0;
+BEGIN
+    SELECT c.* INTO v_call FROM leasehold_internal.calls AS c
+     WHERE c.company_id = complete_reconcile.company_id AND c.subject_id = complete_reconcile.subject_id
+       AND c.slot = 'op' AND c.operation = 'reconcile' AND c.state = 'started' AND c.worker_epoch = epoch FOR UPDATE;
+    IF NOT FOUND THEN
+        RETURN 0;
+    END IF;
+
+    IF outcome = 'ok' THEN
+        WITH held AS (
+            SELECT h ->> 'providerLeaseId' AS provider_lease_id, h ->> 'leaseId' AS lease_id,
+                   COALESCE((h ->> 'generation')::integer, 0) AS generation
+              FROM pg_catalog.jsonb_array_elements(listed::jsonb) AS h
+        ), unclaimed AS (
+            SELECT h.* FROM held AS h
+             WHERE NOT EXISTS (SELECT FROM leasehold_internal.provider_resources AS r
+                                WHERE r.provider = v_call.provider AND r.provider_lease_id = h.provider_lease_id)
+               AND NOT EXISTS (SELECT FROM leasehold_internal.calls AS c
+                                WHERE c.company_id = v_call.company_id AND c.operation = 'destroy_stray'
+                                  AND c.payload ->> 'providerLeaseId' = h.provider_lease_id)
+        ), stray AS (
+            -- not claimed, and no request is under way that it may be the answer to
+            SELECT u.* FROM unclaimed AS u
+             WHERE NOT EXISTS (SELECT FROM leasehold.leases AS l
+                                WHERE l.id::text = u.lease_id AND l.provider_lease_id IS NULL
+                                  AND leasehold_internal.may_have_resource(l.status))
+        ), queued AS (
+            INSERT INTO leasehold_internal.calls
+                   (company_id, subject_id, slot, operation, provider, shard, generation, payload)
+            SELECT v_call.company_id, leasehold.new_id(), 'op', 'destroy_stray', v_call.provider, v_call.shard,
+                   GREATEST(s.generation, 1),
+                   v_call.payload - 'cursor' || pg_catalog.jsonb_build_object('providerLeaseId', s.provider_lease_id,
+                       'leaseId', s.lease_id, 'reason', 'no_lease')
+              FROM stray AS s WHERE NOT v_dry
+            RETURNING 1
+        ), event AS (
+            INSERT INTO leasehold.audit_events (company_id, action, entity_type, entity_id, details)
+            SELECT v_call.company_id,
+                   CASE WHEN v_dry THEN 'environment.stray_reported' ELSE 'environment.stray_found' END,
+                   'provider_resource', s.provider_lease_id,
+                   pg_catalog.jsonb_build_object('provider', v_call.provider, 'leaseId', s.lease_id,
+                       'environmentId', v_call.subject_id)
+              FROM stray AS s
+        )
+        SELECT pg_catalog.count(*) INTO v_strays FROM stray;
+    END IF;
+
+    UPDATE leasehold_internal.calls AS c
+       SET state = 'queued', worker_epoch = NULL, attempts = 0,
+           last_error = CASE WHEN outcome = 'ok' THEN NULL ELSE pg_catalog.left(message, 500) END,
+           payload = CASE WHEN outcome = 'ok' AND next_cursor IS NOT NULL
+                          THEN c.payload || pg_catalog.jsonb_build_object('cursor', next_cursor)
+                          ELSE c.payload - 'cursor' END,
+           due_at = CASE WHEN outcome = 'ok' AND next_cursor IS NOT NULL THEN pg_catalog.clock_timestamp()
+                         ELSE pg_catalog.clock_timestamp() + pause END
+     WHERE c.company_id = v_call.company_id AND c.subject_id = v_call.subject_id AND c.slot = 'op';
+    RETURN v_strays;
+END
+$$;
+COMMENT ON FUNCTION leasehold_internal.complete_reconcile(bigint, uuid, uuid, text, text, text, text, interval) IS
+    'Applies one page of a provider''s list: queues the removal of what no lease claims';
+
+CREATE FUNCTION leasehold_internal.approve_sweep() RETURNS void LANGUAGE plpgsql VOLATILE AS $$
+#variable_conflict use_column
+BEGIN
+    PERFORM leasehold_internal.enter_admin();
+    UPDATE leasehold_internal.installation AS i SET sweep_dry = false WHERE i.sweep_dry;
+    IF NOT FOUND THEN
+        PERFORM leasehold_internal.refuse('wrong_state', 'no dry sweep waits for approval');
+    END IF;
+    UPDATE leasehold_internal.calls AS c SET due_at = pg_catalog.clock_timestamp()
+     WHERE c.operation = 'reconcile' AND c.state = 'queued';
+    PERFORM leasehold_internal.record(leasehold_internal.no_company(), 'installation.sweep_approved', 'installation',
+        (SELECT i.id::text FROM leasehold_internal.installation AS i LIMIT 1));
+END
+$$;
+SELECT leasehold_internal.publish('leasehold_internal.approve_sweep', 'instant',
+    'lets sweeps remove what no lease claims, after the dry one that follows a takeover', 'leasehold_admin');

@@ -1,0 +1,397 @@
+-- 50_operations.sql: running the installation, and seeing what it does.
+
+CREATE FUNCTION leasehold_internal.worker_states(
+        OUT part integer, OUT pid integer, OUT state text, OUT reason text, OUT started_at timestamptz,
+        OUT last_round_at timestamptz, OUT epoch bigint, OUT in_flight integer, OUT queued integer,
+        OUT capacity integer, OUT rounds bigint, OUT started_calls bigint, OUT applied_calls bigint,
+        OUT stale_answers bigint, OUT failed_batches bigint)
+    RETURNS SETOF record LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'leasehold_worker_states';
+COMMENT ON FUNCTION leasehold_internal.worker_states() IS 'What the workers of this database say of themselves';
+
+CREATE FUNCTION leasehold_internal.provider_states(
+        OUT part integer, OUT provider text, OUT in_flight integer, OUT queued integer, OUT breaker text,
+        OUT failures integer, OUT retry_at timestamptz, OUT succeeded bigint, OUT failed bigint)
+    RETURNS SETOF record LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'leasehold_provider_states';
+COMMENT ON FUNCTION leasehold_internal.provider_states() IS 'What the workers say of the providers they call';
+
+CREATE FUNCTION leasehold_internal.request_breaker_reset(provider text) RETURNS boolean
+    LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'leasehold_request_breaker_reset';
+COMMENT ON FUNCTION leasehold_internal.request_breaker_reset(text) IS 'Has the workers close a circuit breaker';
+
+CREATE FUNCTION leasehold_internal.reset_breaker(provider text) RETURNS boolean LANGUAGE plpgsql VOLATILE AS $$
+BEGIN
+    PERFORM leasehold_internal.enter_admin();
+    PERFORM leasehold_internal.require_provider(provider);
+    PERFORM leasehold_internal.record(leasehold_internal.no_company(), 'provider.breaker_reset', 'provider', provider);
+    RETURN leasehold_internal.request_breaker_reset(provider);
+END
+$$;
+SELECT leasehold_internal.publish('leasehold_internal.reset_breaker', 'instant',
+    'closes a provider''s circuit breaker; false if none was open', 'leasehold_admin');
+
+CREATE FUNCTION leasehold_internal.pause_worker(reason text DEFAULT NULL) RETURNS void LANGUAGE plpgsql VOLATILE AS $$
+#variable_conflict use_column
+BEGIN
+    PERFORM leasehold_internal.enter_admin();
+    PERFORM leasehold_internal.check_text('reason', reason, 200);
+    PERFORM leasehold_internal.ensure_installation();
+    UPDATE leasehold_internal.installation AS i SET paused = true, paused_reason = reason;
+    PERFORM leasehold_internal.record(leasehold_internal.no_company(), 'installation.paused', 'installation',
+        (SELECT i.id::text FROM leasehold_internal.installation AS i LIMIT 1),
+        pg_catalog.jsonb_build_object('reason', reason));
+END
+$$;
+SELECT leasehold_internal.publish('leasehold_internal.pause_worker', 'instant',
+    'stops new calls to providers; those that are out are finished', 'leasehold_admin');
+
+CREATE FUNCTION leasehold_internal.resume_worker() RETURNS void LANGUAGE plpgsql VOLATILE AS $$
+#variable_conflict use_column
+BEGIN
+    PERFORM leasehold_internal.enter_admin();
+    UPDATE leasehold_internal.installation AS i SET paused = false, paused_reason = NULL, draining = false
+     WHERE i.paused OR i.draining;
+    IF FOUND THEN
+        PERFORM leasehold_internal.record(leasehold_internal.no_company(), 'installation.resumed', 'installation',
+            (SELECT i.id::text FROM leasehold_internal.installation AS i LIMIT 1));
+    END IF;
+END
+$$;
+SELECT leasehold_internal.publish('leasehold_internal.resume_worker', 'instant',
+    'undoes pause_worker() and drain_installation()', 'leasehold_admin');
+
+CREATE FUNCTION leasehold_internal.drain_installation() RETURNS bigint LANGUAGE plpgsql VOLATILE AS $$
+#variable_conflict use_column
+DECLARE
+    v_companies uuid[];
+    v_leases    uuid[];
+BEGIN
+    PERFORM leasehold_internal.enter_admin();
+    UPDATE leasehold_internal.installation AS i SET draining = true;
+    SELECT pg_catalog.array_agg(l.company_id), pg_catalog.array_agg(l.id) INTO v_companies, v_leases
+      FROM leasehold.leases AS l WHERE l.status IN ('acquiring', 'active', 'resuming', 'retained');
+    IF v_leases IS NOT NULL THEN
+        PERFORM leasehold_internal.end_leases(v_companies, v_leases, 'released', 'delete', 'installation_drained');
+    END IF;
+    PERFORM leasehold_internal.record(leasehold_internal.no_company(), 'installation.draining', 'installation',
+        COALESCE((SELECT i.id::text FROM leasehold_internal.installation AS i LIMIT 1), ''),
+        pg_catalog.jsonb_build_object('leases', COALESCE(pg_catalog.cardinality(v_leases), 0)));
+    RETURN (SELECT pg_catalog.count(*) FROM leasehold.leases AS l WHERE leasehold_internal.may_have_resource(l.status));
+END
+$$;
+SELECT leasehold_internal.publish('leasehold_internal.drain_installation', 'instant',
+    'ends all leases, refuses new ones until resume_worker(), and returns how many still have to end', 'leasehold_admin');
+
+CREATE FUNCTION leasehold_internal.allow_host(host text, data_directory text DEFAULT NULL) RETURNS void
+    LANGUAGE plpgsql VOLATILE AS $$
+#variable_conflict use_column
+BEGIN
+    PERFORM leasehold_internal.enter_admin();
+    PERFORM leasehold_internal.check_text('host', allow_host.host);
+    PERFORM leasehold_internal.check_text('data_directory', allow_host.data_directory, 1000);
+    IF allow_host.host = '' THEN
+        PERFORM leasehold_internal.refuse('argument_invalid', 'argument "host" must not be empty');
+    END IF;
+    INSERT INTO leasehold_internal.allowed_hosts (host, data_directory)
+    SELECT allow_host.host, COALESCE(allow_host.data_directory, h.data_directory) FROM leasehold_internal.here() AS h
+    ON CONFLICT DO NOTHING;
+    PERFORM leasehold_internal.record(leasehold_internal.no_company(), 'installation.host_allowed', 'host', allow_host.host,
+        pg_catalog.jsonb_build_object('dataDirectory', allow_host.data_directory));
+END
+$$;
+SELECT leasehold_internal.publish('leasehold_internal.allow_host', 'instant',
+    'names a host (leasehold.host_identity or the host name) where the installation may go on after a failover',
+    'leasehold_admin');
+
+CREATE FUNCTION leasehold_internal.takeover_installation() RETURNS bigint LANGUAGE plpgsql VOLATILE AS $$
+#variable_conflict use_column
+DECLARE
+    v_epoch bigint;
+    v_why   text := leasehold_internal.hold_reason();
+BEGIN
+    PERFORM leasehold_internal.enter_admin();
+    IF v_why IS NULL THEN
+        PERFORM leasehold_internal.refuse('wrong_state', 'the installation is not held');
+    END IF;
+    -- restored next to a stamp of its own: the restored one is the original
+    DELETE FROM leasehold_internal.installation AS i
+     WHERE i.id <> (SELECT j.id FROM leasehold_internal.installation AS j ORDER BY j.created_at LIMIT 1);
+    UPDATE leasehold_internal.installation AS i
+       SET epoch = i.epoch + 1, database_oid = h.database_oid, system_identifier = h.system_identifier, host = h.host,
+           data_directory = h.data_directory, directory_inode = h.directory_inode, timeline = h.timeline,
+           sweep_dry = true
+      FROM leasehold_internal.here() AS h
+    RETURNING i.epoch INTO v_epoch;
+    DELETE FROM leasehold_internal.calls;
+    PERFORM leasehold_internal.rebuild_calls(ARRAY(SELECT s::smallint FROM pg_catalog.generate_series(0, 63) AS s));
+    PERFORM leasehold_internal.record(leasehold_internal.no_company(), 'installation.taken_over', 'installation',
+        (SELECT i.id::text FROM leasehold_internal.installation AS i LIMIT 1),
+        pg_catalog.jsonb_build_object('epoch', v_epoch, 'was', v_why));
+    RETURN v_epoch;
+END
+$$;
+SELECT leasehold_internal.publish('leasehold_internal.takeover_installation', 'instant',
+    'says that this copy replaces the original, which must not run any more: its leases go on here', 'leasehold_admin');
+
+CREATE FUNCTION leasehold_internal.fork_installation() RETURNS uuid LANGUAGE plpgsql VOLATILE AS $$
+#variable_conflict use_column
+DECLARE
+    v_why    text := leasehold_internal.hold_reason();
+    v_id     uuid := leasehold.new_id();
+    v_leases bigint;
+    v_runs   bigint;
+BEGIN
+    PERFORM leasehold_internal.enter_admin();
+    IF v_why IS NULL THEN
+        PERFORM leasehold_internal.refuse('wrong_state', 'the installation is not held');
+    END IF;
+    DELETE FROM leasehold_internal.installation;
+    INSERT INTO leasehold_internal.installation
+           (id, database_oid, system_identifier, host, data_directory, directory_inode, timeline)
+    SELECT v_id, h.database_oid, h.system_identifier, h.host, h.data_directory, h.directory_inode, h.timeline
+      FROM leasehold_internal.here() AS h;
+    -- the resources are the original's: nothing of them is ours
+    DELETE FROM leasehold_internal.calls;
+    DELETE FROM leasehold_internal.provider_resources;
+    WITH lease AS (
+        UPDATE leasehold.leases AS l SET status = 'forgotten', ended_at = pg_catalog.now(), waiting_for = NULL
+         WHERE leasehold_internal.may_have_resource(l.status)
+        RETURNING l.*
+    ), event AS (
+        INSERT INTO leasehold.audit_events (company_id, action, entity_type, entity_id, agent_id, issue_id, run_id, details)
+        SELECT l.company_id, 'environment.lease_forgotten', 'environment_lease', l.id::text, l.agent_id, l.issue_id,
+               l.run_id, '{}' FROM lease AS l
+    )
+    SELECT pg_catalog.count(*) INTO v_leases FROM lease;
+    UPDATE leasehold_internal.runs AS r
+       SET status = 'interrupted', finished_at = pg_catalog.now(), error_code = 'installation_forked'
+     WHERE r.status = 'running';
+    GET DIAGNOSTICS v_runs = ROW_COUNT;
+    DELETE FROM leasehold_internal.run_tokens;
+    PERFORM leasehold_internal.rebuild_calls(ARRAY(SELECT s::smallint FROM pg_catalog.generate_series(0, 63) AS s));
+    PERFORM leasehold_internal.record(leasehold_internal.no_company(), 'installation.forked', 'installation', v_id::text,
+        pg_catalog.jsonb_build_object('was', v_why, 'leases', v_leases, 'runs', v_runs));
+    RETURN v_id;
+END
+$$;
+SELECT leasehold_internal.publish('leasehold_internal.fork_installation', 'instant',
+    'says that this is a copy of its own: the original''s leases are forgotten here and nothing remote is touched',
+    'leasehold_admin');
+
+-- Views.
+
+CREATE VIEW leasehold.active_leases WITH (security_barrier) AS
+    SELECT l.company_id, l.id AS lease_id, l.status, l.provider, l.environment_id, l.agent_id, l.issue_id, l.run_id,
+           l.execution_workspace_id, l.generation, l.provider_lease_id, l.requested_at, l.acquired_at, l.expires_at,
+           COALESCE(l.waiting_for,
+                    CASE WHEN c.state = 'quarantined' THEN 'quarantine'
+                         WHEN l.status IN ('acquiring', 'resuming', 'releasing', 'pending_cleanup') THEN
+                              CASE WHEN c.state = 'started' THEN 'provider'
+                                   WHEN c.subject_id IS NULL THEN 'rebuild'
+                                   ELSE 'worker' END
+                         WHEN l.status = 'irrevocable' THEN 'decision' END) AS waiting_for,
+           c.operation::text AS next_operation, c.due_at AS next_try_at, c.attempts, c.last_error,
+           l.failure_code, l.failure_reason
+      FROM leasehold.leases AS l
+      LEFT JOIN leasehold_internal.calls AS c
+        ON c.company_id = l.company_id AND c.subject_id = l.id AND c.slot = 'op'
+     WHERE l.status IN ('acquiring', 'active', 'releasing', 'retained', 'resuming', 'pending_cleanup', 'irrevocable');
+COMMENT ON VIEW leasehold.active_leases IS 'Leases that have, or may have, a resource, and what each waits for';
+
+CREATE VIEW leasehold.lease_timeline WITH (security_barrier) AS
+    SELECT a.company_id, a.entity_id::uuid AS lease_id, a.occurred_at, a.action, a.acting_role, a.asserted_actor,
+           a.agent_id, a.issue_id, a.run_id, a.details
+      FROM leasehold.audit_events AS a
+     WHERE a.entity_type = 'environment_lease';
+COMMENT ON VIEW leasehold.lease_timeline IS 'What happened to each lease; order by occurred_at';
+
+CREATE VIEW leasehold.cleanup_backlog WITH (security_barrier) AS
+    SELECT l.company_id, l.id AS lease_id, l.status, l.provider, l.provider_lease_id, l.failure_code, l.failure_reason,
+           c.attempts, c.due_at AS next_try_at, c.last_error
+      FROM leasehold.leases AS l
+      LEFT JOIN leasehold_internal.calls AS c
+        ON c.company_id = l.company_id AND c.subject_id = l.id AND c.slot = 'op'
+     WHERE l.status IN ('pending_cleanup', 'irrevocable');
+COMMENT ON VIEW leasehold.cleanup_backlog IS 'Resources that could not be removed yet, or at all';
+
+CREATE FUNCTION leasehold_internal.status(
+        OUT area text, OUT subject text, OUT state text, OUT detail jsonb)
+    RETURNS SETOF record LANGUAGE plpgsql STABLE AS $$
+#variable_conflict use_column
+DECLARE
+    v_admin boolean := leasehold_internal.is_admin();
+BEGIN
+    RETURN QUERY
+    SELECT 'worker'::text, w.part::text, w.state,
+           CASE WHEN v_admin THEN pg_catalog.to_jsonb(w) - 'part' - 'state'
+                ELSE pg_catalog.jsonb_build_object('reason', w.reason) END
+      FROM leasehold_internal.worker_states() AS w;
+    RETURN QUERY
+    SELECT 'provider'::text, p.provider,
+           CASE WHEN pg_catalog.bool_or(p.breaker = 'open') THEN 'open'
+                WHEN pg_catalog.bool_or(p.breaker = 'half_open') THEN 'half_open' ELSE 'closed' END,
+           CASE WHEN v_admin THEN pg_catalog.jsonb_build_object(
+                    'inFlight', pg_catalog.sum(p.in_flight), 'queued', pg_catalog.sum(p.queued),
+                    'failures', pg_catalog.max(p.failures), 'retryAt', pg_catalog.max(p.retry_at),
+                    'succeeded', pg_catalog.sum(p.succeeded), 'failed', pg_catalog.sum(p.failed))
+                ELSE pg_catalog.jsonb_build_object('retryAt', pg_catalog.max(p.retry_at)) END
+      FROM leasehold_internal.provider_states() AS p
+     WHERE v_admin OR EXISTS (SELECT FROM leasehold_internal.environments AS e WHERE e.provider = p.provider)
+     GROUP BY p.provider;
+    RETURN QUERY
+    SELECT 'leases'::text, c.key::text, l.status::text,
+           pg_catalog.jsonb_build_object('count', pg_catalog.count(*), 'oldest', pg_catalog.min(l.requested_at))
+      FROM leasehold.leases AS l JOIN leasehold.companies AS c ON c.id = l.company_id
+     WHERE l.status IN ('acquiring', 'active', 'releasing', 'retained', 'resuming', 'pending_cleanup', 'irrevocable')
+     GROUP BY c.key, l.status;
+    RETURN QUERY
+    SELECT 'plugin'::text, g.key::text, g.status::text,
+           CASE WHEN v_admin THEN pg_catalog.jsonb_build_object('version', g.version, 'lastError', g.last_error)
+                ELSE pg_catalog.jsonb_build_object('version', g.version) END
+      FROM leasehold.plugins AS g
+     WHERE v_admin OR EXISTS (SELECT FROM leasehold_internal.environments AS e
+                                JOIN leasehold.providers AS p ON p.key = e.provider WHERE p.plugin_key = g.key);
+    IF v_admin THEN
+        RETURN QUERY
+        SELECT 'installation'::text, i.id::text,
+               CASE WHEN leasehold_internal.hold_reason() IS NOT NULL THEN 'held'
+                    WHEN i.paused THEN 'paused' WHEN i.draining THEN 'draining' ELSE 'in use' END,
+               pg_catalog.jsonb_build_object('epoch', i.epoch, 'holdReason', leasehold_internal.hold_reason(),
+                   'pausedReason', i.paused_reason, 'sweepDry', i.sweep_dry)
+          FROM leasehold_internal.installation AS i;
+    END IF;
+END
+$$;
+SELECT leasehold_internal.publish('leasehold_internal.status', 'instant',
+    'what the workers, providers, plugins and leases are doing; of leases only those the caller may see',
+    'leasehold_admin', 'leasehold_app', 'leasehold_auditor');
+
+CREATE FUNCTION leasehold_internal.doctor(OUT severity text, OUT code text, OUT finding text, OUT what_to_do text)
+    RETURNS SETOF record LANGUAGE plpgsql STABLE AS $$
+#variable_conflict use_column
+DECLARE
+    v_hold text := leasehold_internal.hold_reason();
+BEGIN
+    PERFORM leasehold_internal.enter_admin();
+    RETURN QUERY
+    SELECT 'error'::text, 'installation_held'::text, v_hold,
+           'If it replaces the original, which must be stopped: takeover_installation(). If it is a copy: fork_installation().'::text
+     WHERE v_hold IS NOT NULL;
+    RETURN QUERY
+    SELECT 'error'::text, 'worker_' || w.state, COALESCE(w.reason, 'no worker serves this database'),
+           CASE w.state WHEN 'paused' THEN 'Call resume_worker() when the reason is gone.'
+                        WHEN 'held' THEN 'See installation_held.'
+                        WHEN 'unsupported' THEN 'Run ALTER EXTENSION leasehold UPDATE.'
+                        ELSE 'Look for "leasehold" in the server log; raise max_worker_processes if slots are missing.' END
+      FROM leasehold_internal.worker_states() AS w WHERE w.state <> 'running';
+    RETURN QUERY
+    SELECT 'warning'::text, 'member_dangling'::text,
+           pg_catalog.format('the membership of role "%s" in company "%s" is not valid here', m.role_name, c.key),
+           'If it is the same role, call repair_members(); else revoke_company().'::text
+      FROM leasehold.company_members AS m JOIN leasehold.companies AS c ON c.id = m.company_id
+      LEFT JOIN pg_catalog.pg_roles AS r ON r.oid = m.role_oid AND r.rolname = m.role_name
+     CROSS JOIN leasehold_internal.here() AS h
+     WHERE r.oid IS NULL OR m.system_identifier <> h.system_identifier;
+    RETURN QUERY
+    SELECT 'warning'::text, 'audit_default_partition'::text,
+           'events went to the DEFAULT partition of the audit trail'::text,
+           'See that the worker runs; it makes partitions ahead of time.'::text
+     WHERE EXISTS (SELECT FROM leasehold.audit_events_default AS a WHERE a.occurred_at > pg_catalog.now() - interval '1 day')
+       AND EXISTS (SELECT FROM leasehold.audit_events_default AS a WHERE a.occurred_at < pg_catalog.now() - interval '1 hour');
+    RETURN QUERY
+    SELECT 'warning'::text, 'lease_irrevocable'::text,
+           pg_catalog.format('%s leases are irrevocable', pg_catalog.count(*)),
+           'See cleanup_backlog; retry_lease() or write_off_lease() each.'::text
+      FROM leasehold.leases AS l WHERE l.status = 'irrevocable' HAVING pg_catalog.count(*) > 0;
+    RETURN QUERY
+    SELECT 'warning'::text, 'plugin_error'::text, pg_catalog.format('plugin "%s": %s', g.key, g.last_error),
+           'Check its address and token, then restart_plugin().'::text
+      FROM leasehold.plugins AS g WHERE g.status = 'error';
+    RETURN QUERY
+    SELECT 'warning'::text, 'breaker_open'::text,
+           pg_catalog.format('provider "%s" fails, its circuit breaker is open until %s', p.provider, p.retry_at),
+           'Check the provider; reset_breaker() tries again at once.'::text
+      FROM leasehold_internal.provider_states() AS p WHERE p.breaker = 'open';
+    RETURN QUERY
+    SELECT 'notice'::text, 'sweep_dry'::text, 'sweeps only report strays since the takeover'::text,
+           'Look at the events environment.stray_reported, then approve_sweep().'::text
+      FROM leasehold_internal.installation AS i WHERE i.sweep_dry;
+END
+$$;
+SELECT leasehold_internal.publish('leasehold_internal.doctor', 'instant',
+    'what is wrong with the installation, and what to do about it', 'leasehold_admin');
+
+CREATE FUNCTION leasehold_internal.metrics(
+        OUT name text, OUT type text, OUT labels jsonb, OUT value double precision)
+    RETURNS SETOF record LANGUAGE plpgsql STABLE AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+    SELECT 'leasehold_leases'::text, 'gauge'::text, pg_catalog.jsonb_build_object('status', s.status),
+           pg_catalog.count(l.id)::double precision
+      FROM pg_catalog.unnest(ARRAY['acquiring', 'active', 'releasing', 'retained', 'resuming', 'pending_cleanup',
+                                   'irrevocable']) AS s (status)
+      LEFT JOIN leasehold.leases AS l ON l.status = s.status
+       AND l.status IN ('acquiring', 'active', 'releasing', 'retained', 'resuming', 'pending_cleanup', 'irrevocable')
+     GROUP BY s.status;
+    IF leasehold_internal.is_admin() THEN
+        RETURN QUERY
+        SELECT m.name, m.type, pg_catalog.jsonb_build_object('part', w.part), m.value
+          FROM leasehold_internal.worker_states() AS w,
+               LATERAL (VALUES ('leasehold_worker_up', 'gauge', CASE w.state WHEN 'running' THEN 1 ELSE 0 END::double precision),
+                               ('leasehold_calls_in_flight', 'gauge', w.in_flight::double precision),
+                               ('leasehold_calls_queued', 'gauge', w.queued::double precision),
+                               ('leasehold_calls_started_total', 'counter', w.started_calls::double precision),
+                               ('leasehold_calls_applied_total', 'counter', w.applied_calls::double precision),
+                               ('leasehold_stale_answers_total', 'counter', w.stale_answers::double precision),
+                               ('leasehold_failed_batches_total', 'counter', w.failed_batches::double precision))
+                    AS m (name, type, value);
+        RETURN QUERY
+        SELECT m.name, m.type, pg_catalog.jsonb_build_object('part', p.part, 'provider', p.provider), m.value
+          FROM leasehold_internal.provider_states() AS p,
+               LATERAL (VALUES ('leasehold_provider_breaker_open', 'gauge', CASE p.breaker WHEN 'closed' THEN 0 ELSE 1 END::double precision),
+                               ('leasehold_provider_calls_succeeded_total', 'counter', p.succeeded::double precision),
+                               ('leasehold_provider_calls_failed_total', 'counter', p.failed::double precision))
+                    AS m (name, type, value);
+    END IF;
+END
+$$;
+SELECT leasehold_internal.publish('leasehold_internal.metrics', 'instant',
+    'figures for Prometheus, about the companies that the caller may see; for leasehold_admin also the workers''',
+    'leasehold_admin', 'leasehold_app', 'leasehold_auditor');
+
+-- Housekeeping: plain functions whose clock the worker is.
+
+CREATE FUNCTION leasehold_internal.housekeep(
+        shards smallint[], lease_days integer, audit_days integer, reconcile_seconds integer)
+    RETURNS integer LANGUAGE plpgsql VOLATILE AS $$
+#variable_conflict use_column
+DECLARE
+    v_count integer;
+BEGIN
+    IF 0 = ANY (shards) THEN
+        PERFORM leasehold_internal.make_audit_partitions();
+        PERFORM leasehold_internal.drop_audit_partitions(pg_catalog.make_interval(days => audit_days));
+        DELETE FROM leasehold_internal.idempotency_keys AS k
+         WHERE k.created_at < pg_catalog.now() - interval '24 hours';
+    END IF;
+    -- in small batches, and what a user has locked another time
+    WITH old AS (
+        SELECT l.company_id, l.id FROM leasehold.leases AS l
+         WHERE l.requested_at < pg_catalog.now() - pg_catalog.make_interval(days => lease_days)
+           AND l.ended_at < pg_catalog.now() - pg_catalog.make_interval(days => lease_days)
+           AND l.status IN ('released', 'expired', 'failed', 'forgotten', 'written_off')
+           AND leasehold_internal.shard_of(l.company_id) = ANY (shards)
+         LIMIT 1000 FOR UPDATE SKIP LOCKED
+    )
+    DELETE FROM leasehold.leases AS l USING old AS o WHERE l.company_id = o.company_id AND l.id = o.id;
+    GET DIAGNOSTICS v_count = ROW_COUNT;
+    PERFORM leasehold_internal.requeue_waiting(NULL, 1000);
+    PERFORM leasehold_internal.rebuild_calls(shards);
+    IF reconcile_seconds > 0 THEN
+        PERFORM leasehold_internal.ensure_reconciles(shards, pg_catalog.make_interval(secs => reconcile_seconds));
+    END IF;
+    RETURN v_count;
+END
+$$;
+COMMENT ON FUNCTION leasehold_internal.housekeep(smallint[], integer, integer, integer) IS
+    'One round of housekeeping; returns how many old leases were removed, 1000 if there may be more';

@@ -1,0 +1,161 @@
+/*
+ * installation.c
+ *		The facts of this server that the installation's stamp is compared with,
+ *		and the installation's epoch.
+ */
+#include "postgres.h"
+#include "compat.h"
+
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "access/genam.h"
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "access/xlog.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_control.h"
+#include "commands/trigger.h"
+#include "common/controldata_utils.h"
+#include "funcapi.h"
+#include "miscadmin.h"
+#include "utils/builtins.h"
+#include "utils/inval.h"
+#include "utils/lsyscache.h"
+#include "utils/rel.h"
+
+#include "installation.h"
+#include "settings.h"
+
+PG_FUNCTION_INFO_V1(leasehold_here);
+PG_FUNCTION_INFO_V1(leasehold_current_epoch);
+PG_FUNCTION_INFO_V1(leasehold_relation_changed);
+
+static bool epoch_known = false;
+static int64 epoch;
+static Oid	epoch_relid = InvalidOid;
+static uint64 change_count = 0;
+
+static int64 read_epoch(void);
+static void invalidate_epoch(Datum arg, Oid relid);
+
+void
+installation_init(void)
+{
+	CacheRegisterRelcacheCallback(invalidate_epoch, (Datum) 0);
+}
+
+uint64
+installation_change_count(void)
+{
+	return change_count;
+}
+
+/*
+ * here(): database_oid, system_identifier, host, data_directory,
+ * directory_inode, timeline
+ */
+Datum
+leasehold_here(PG_FUNCTION_ARGS)
+{
+	TupleDesc	desc;
+	Datum		values[6];
+	bool		nulls[6] = {false};
+	char		host[256];
+	char		system_identifier[32];
+	char		directory[MAXPGPATH];
+	struct stat st;
+	ControlFileData *control;
+	bool		crc_ok;
+
+	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
+		elog(ERROR, "return type must be a row type");
+
+	if (setting_host_identity != NULL && setting_host_identity[0] != '\0')
+		strlcpy(host, setting_host_identity, sizeof(host));
+	else if (gethostname(host, sizeof(host)) != 0)
+		ereport(ERROR,
+				(errcode_for_file_access(), errmsg("could not get the host name: %m")));
+	host[sizeof(host) - 1] = '\0';
+
+	if (realpath(DataDir, directory) == NULL)
+		ereport(ERROR,
+				(errcode_for_file_access(), errmsg("could not resolve the path \"%s\": %m", DataDir)));
+	if (stat(directory, &st) != 0)
+		ereport(ERROR,
+				(errcode_for_file_access(), errmsg("could not stat directory \"%s\": %m", directory)));
+
+	control = get_controlfile(DataDir, &crc_ok);
+	snprintf(system_identifier, sizeof(system_identifier), UINT64_FORMAT, GetSystemIdentifier());
+
+	values[0] = ObjectIdGetDatum(MyDatabaseId);
+	values[1] = CStringGetTextDatum(system_identifier);
+	values[2] = CStringGetTextDatum(host);
+	values[3] = CStringGetTextDatum(directory);
+	values[4] = Int64GetDatum((int64) st.st_ino);
+	values[5] = Int32GetDatum((int32) (RecoveryInProgress() ? control->checkPointCopy.ThisTimeLineID
+									   : GetWALInsertionTimeLine()));
+	pfree(control);
+	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls)));
+}
+
+/*
+ * current_epoch(): the installation's epoch, 0 before there is a stamp; cached,
+ * since every audit event asks for it.
+ */
+Datum
+leasehold_current_epoch(PG_FUNCTION_ARGS)
+{
+	if (!epoch_known)
+		epoch = read_epoch();
+	PG_RETURN_INT64(epoch);
+}
+
+/* Reads the table directly: it is asked for in column defaults, as anybody. */
+static int64
+read_epoch(void)
+{
+	Relation	rel;
+	SysScanDesc scan;
+	HeapTuple	tuple;
+	int64		result = 0;
+
+	epoch_relid = get_relname_relid("installation", get_namespace_oid("leasehold_internal", false));
+	rel = table_open(epoch_relid, AccessShareLock);
+	epoch_known = true;
+	scan = systable_beginscan(rel, InvalidOid, false, NULL, 0, NULL);
+	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
+	{
+		bool		isnull;
+		Datum		value = heap_getattr(tuple, get_attnum(epoch_relid, "epoch"),
+										 RelationGetDescr(rel), &isnull);
+
+		result = Max(result, DatumGetInt64(value));
+	}
+	systable_endscan(scan);
+	table_close(rel, AccessShareLock);
+	return result;
+}
+
+/*
+ * Statement trigger: has every process that caches something made of this
+ * table read it again.
+ */
+Datum
+leasehold_relation_changed(PG_FUNCTION_ARGS)
+{
+	if (!CALLED_AS_TRIGGER(fcinfo))
+		elog(ERROR, "leasehold_relation_changed: not called as a trigger");
+	CacheInvalidateRelcache(((TriggerData *) fcinfo->context)->tg_relation);
+	return PointerGetDatum(NULL);
+}
+
+static void
+invalidate_epoch(Datum arg, Oid relid)
+{
+	if (relid == InvalidOid || relid == epoch_relid)
+	{
+		epoch_known = false;
+		change_count++;
+	}
+}

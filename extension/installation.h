@@ -1,0 +1,16 @@
+/*
+ * installation.h
+ *		Where this server is, for telling an installation from its copies.
+ */
+#ifndef LEASEHOLD_INSTALLATION_H
+#define LEASEHOLD_INSTALLATION_H
+
+extern void installation_init(void);
+
+/*
+ * Counts changes of leasehold_internal.installation that this process has
+ * learned of.  Whoever keeps something derived from it compares.
+ */
+extern uint64 installation_change_count(void);
+
+#endif							/* LEASEHOLD_INSTALLATION_H */

@@ -1,0 +1,220 @@
+/*
+ * service.c
+ *		What backends can see of the workers: whether they serve, and figures.
+ */
+#include "postgres.h"
+#include "compat.h"
+
+#include "funcapi.h"
+#include "miscadmin.h"
+#include "storage/procarray.h"
+#include "utils/builtins.h"
+#include "utils/timestamp.h"
+
+#include "errors.h"
+#include "service.h"
+#include "settings.h"
+#include "shared_state.h"
+
+PG_FUNCTION_INFO_V1(leasehold_warn_if_unserved);
+PG_FUNCTION_INFO_V1(leasehold_worker_states);
+PG_FUNCTION_INFO_V1(leasehold_provider_states);
+PG_FUNCTION_INFO_V1(leasehold_request_breaker_reset);
+
+static void copy_worker(SharedWorker *to, SharedWorker *from);
+static void put_count(Datum *value, uint64 count);
+
+bool
+service_is_available(char **reason, LeaseholdError *error)
+{
+	SharedDatabase *entry;
+	SharedWorker worker;
+
+	*error = LHE_WORKER_UNAVAILABLE;
+	if (shared_state == NULL)
+	{
+		*error = LHE_NOT_PRELOADED;
+		*reason = pstrdup("leasehold is not in shared_preload_libraries");
+		return false;
+	}
+	entry = shared_find_database(MyDatabaseId, false);
+	if (entry == NULL)
+	{
+		*reason = pstrdup("no worker serves this database");
+		return false;
+	}
+	for (int w = 0; w < setting_workers; w++)
+	{
+		copy_worker(&worker, &entry->workers[w]);
+		if (worker.state == WORKER_RUNNING)
+			continue;
+		if (worker.state == WORKER_HELD)
+			*error = LHE_INSTALLATION_HELD;
+		if (worker.reason[0] != '\0')
+			*reason = pstrdup(worker.reason);
+		else if (entry->complaint[0] != '\0')
+			*reason = pstrdup(entry->complaint);
+		else
+			*reason = psprintf("the worker is %s", worker.state == WORKER_ABSENT ? "not running yet" :
+							   shared_worker_state_name(worker.state));
+		return false;
+	}
+	return true;
+}
+
+/*
+ * warn_if_unserved(): what was asked for is kept, but who asked should know
+ * that nobody does it now.
+ */
+Datum
+leasehold_warn_if_unserved(PG_FUNCTION_ARGS)
+{
+	char	   *reason;
+	LeaseholdError error;
+
+	if (!service_is_available(&reason, &error))
+		ereport(WARNING,
+				(leasehold_error(error),
+				 errmsg("nothing is done at the provider for now: %s", reason),
+				 errhint("The request is kept and carried out when the worker serves again; an administrator can call leasehold.doctor().")));
+	PG_RETURN_VOID();
+}
+
+/*
+ * worker_states(): one row per worker that this database should have.
+ */
+Datum
+leasehold_worker_states(PG_FUNCTION_ARGS)
+{
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	SharedDatabase *entry = shared_find_database(MyDatabaseId, false);
+
+	InitMaterializedSRF(fcinfo, 0);
+	for (int w = 0; w < setting_workers; w++)
+	{
+		SharedWorker worker;
+		Datum		values[15];
+		bool		nulls[15] = {false};
+		const char *reason;
+
+		memset(&worker, 0, sizeof(worker));
+		if (entry != NULL)
+			copy_worker(&worker, &entry->workers[w]);
+		reason = worker.reason;
+		if (shared_state == NULL)
+			reason = "leasehold is not in shared_preload_libraries";
+		else if (reason[0] == '\0' && entry != NULL)
+			reason = entry->complaint;
+
+		values[0] = Int32GetDatum(w);
+		values[1] = Int32GetDatum(worker.pid);
+		nulls[1] = worker.pid == 0;
+		values[2] = CStringGetTextDatum(shared_worker_state_name(worker.state));
+		values[3] = CStringGetTextDatum(reason);
+		nulls[3] = reason[0] == '\0';
+		values[4] = TimestampTzGetDatum(worker.started_at);
+		nulls[4] = worker.started_at == 0;
+		values[5] = TimestampTzGetDatum(worker.last_round_at);
+		nulls[5] = worker.last_round_at == 0;
+		values[6] = Int64GetDatum(worker.epoch);
+		values[7] = Int32GetDatum(worker.in_flight);
+		values[8] = Int32GetDatum(worker.queued);
+		values[9] = Int32GetDatum(worker.capacity);
+		put_count(&values[10], worker.rounds);
+		put_count(&values[11], worker.started_calls);
+		put_count(&values[12], worker.applied_calls);
+		put_count(&values[13], worker.stale_answers);
+		put_count(&values[14], worker.failed_batches);
+		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
+	}
+	return (Datum) 0;
+}
+
+/*
+ * provider_states(): one row per worker and provider that it has called.
+ */
+Datum
+leasehold_provider_states(PG_FUNCTION_ARGS)
+{
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	SharedDatabase *entry = shared_find_database(MyDatabaseId, false);
+
+	InitMaterializedSRF(fcinfo, 0);
+	for (int w = 0; entry != NULL && w < setting_workers; w++)
+	{
+		SharedWorker worker;
+
+		copy_worker(&worker, &entry->workers[w]);
+		for (int p = 0; p < SHARED_MAX_PROVIDERS; p++)
+		{
+			SharedProvider *provider = &worker.providers[p];
+			Datum		values[9];
+			bool		nulls[9] = {false};
+
+			if (provider->key[0] == '\0')
+				continue;
+			values[0] = Int32GetDatum(w);
+			values[1] = CStringGetTextDatum(provider->key);
+			values[2] = Int32GetDatum(provider->in_flight);
+			values[3] = Int32GetDatum(provider->queued);
+			values[4] = CStringGetTextDatum(shared_breaker_name(provider->breaker));
+			values[5] = Int32GetDatum(provider->failures);
+			values[6] = TimestampTzGetDatum(provider->retry_at);
+			nulls[6] = provider->breaker == BREAKER_CLOSED;
+			put_count(&values[7], provider->succeeded);
+			put_count(&values[8], provider->failed);
+			tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
+		}
+	}
+	return (Datum) 0;
+}
+
+/*
+ * request_breaker_reset(provider text) returns bool: whether one was not closed.
+ */
+Datum
+leasehold_request_breaker_reset(PG_FUNCTION_ARGS)
+{
+	char	   *key = text_to_cstring(PG_GETARG_TEXT_PP(0));
+	SharedDatabase *entry = shared_find_database(MyDatabaseId, false);
+	bool		found = false;
+
+	for (int w = 0; entry != NULL && w < setting_workers; w++)
+	{
+		SharedWorker *worker = &entry->workers[w];
+
+		SpinLockAcquire(&worker->mutex);
+		for (int p = 0; p < SHARED_MAX_PROVIDERS; p++)
+		{
+			SharedProvider *provider = &worker->providers[p];
+
+			if (strcmp(provider->key, key) == 0 && provider->breaker != BREAKER_CLOSED)
+				provider->reset_breaker = found = true;
+		}
+		SpinLockRelease(&worker->mutex);
+	}
+	if (found)
+		shared_wake_workers(entry);
+	PG_RETURN_BOOL(found);
+}
+
+static void
+copy_worker(SharedWorker *to, SharedWorker *from)
+{
+	SpinLockAcquire(&from->mutex);
+	memcpy(to, from, sizeof(SharedWorker));
+	SpinLockRelease(&from->mutex);
+
+	/* a worker that died without a word */
+	if (to->pid != 0 && BackendPidGetProc(to->pid) == NULL)
+	{
+		to->pid = 0;
+		to->state = WORKER_ABSENT;
+	}
+}
+
+static void
+put_count(Datum *value, uint64 count)
+{
+	*value = Int64GetDatum((int64) count);
+}

@@ -1,0 +1,1 @@
+"""The parts of http_provider.py."""

@@ -1,0 +1,456 @@
+/*
+ * http_client.c
+ *		libcurl's multi interface inside the event loop.
+ *
+ * Nothing of the server is called from libcurl's callbacks: they use malloc,
+ * keep what they learn in the exchange, and say no by return value.  Errors are
+ * made of it when control is back.  All signals are blocked around calls into
+ * libcurl, since its resolver threads inherit the mask and must never run a
+ * handler of ours.
+ *
+ * A request is never sent twice by itself: libcurl repeats a POST on a new
+ * connection when a reused one ends before the first byte of the answer,
+ * although the server may have acted.  It can do so only if the body can be
+ * rewound, so the body comes from a callback that cannot.
+ */
+#include "postgres.h"
+#include "compat.h"
+
+#include <dirent.h>
+#include <netinet/in.h>
+#include <signal.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+
+#include "utils/timestamp.h"
+
+#include "event_loop.h"
+#include "http_client.h"
+#include "settings.h"
+
+#define MAX_RESOLVER_THREADS	128
+#define IDLE_CONNECTION_S		30
+
+struct HttpExchange
+{
+	CURL	   *easy;
+	struct curl_slist *headers;
+	const char *request;
+	size_t		request_length;
+	size_t		request_sent;
+	char	   *body;
+	size_t		length;
+	size_t		allocated;
+	size_t		limit;
+	bool		too_large;
+	bool		address_refused;
+	bool		plain;
+	const PolicyNetwork *allowed;
+	size_t		allowed_count;
+	HttpDone	done;
+	void	   *arg;
+	char		problem[CURL_ERROR_SIZE];
+};
+
+static CURLM *multi;
+static EventTimer multi_timer;
+
+static bool set_options(HttpExchange *exchange, const HttpRequest *request);
+static bool add_header(HttpExchange *exchange, const char *name, const char *value);
+static void drive(curl_socket_t fd, int events);
+static void collect_finished(void);
+static void finish(HttpExchange *exchange, CURLcode code);
+static void free_exchange(HttpExchange *exchange);
+static const char *phase_of(CURL *easy);
+static void block_signals(sigset_t *saved);
+
+/* callbacks of libcurl */
+static int	on_socket(CURL *easy, curl_socket_t fd, int what, void *arg, void *socket_arg);
+static int	on_timer(CURLM *m, long timeout_ms, void *arg);
+static size_t on_body(char *data, size_t size, size_t count, void *arg);
+static size_t on_request_body(char *buffer, size_t size, size_t count, void *arg);
+static curl_socket_t on_open_socket(void *arg, curlsocktype purpose, struct curl_sockaddr *address);
+
+/* of the event loop */
+static void on_ready(int fd, uint32 events, void *arg);
+static void on_multi_timer(void *arg);
+
+void
+http_client_init(void)
+{
+	sigset_t	saved;
+	bool		ok;
+
+	block_signals(&saved);
+	ok = curl_global_init(CURL_GLOBAL_DEFAULT) == CURLE_OK && (multi = curl_multi_init()) != NULL &&
+		curl_multi_setopt(multi, CURLMOPT_SOCKETFUNCTION, on_socket) == CURLM_OK &&
+		curl_multi_setopt(multi, CURLMOPT_TIMERFUNCTION, on_timer) == CURLM_OK &&
+		curl_multi_setopt(multi, CURLMOPT_MAXCONNECTS, (long) setting_max_concurrent_calls) == CURLM_OK;
+	sigprocmask(SIG_SETMASK, &saved, NULL);
+	if (!ok)
+		ereport(ERROR,
+				(errcode(ERRCODE_OUT_OF_MEMORY), errmsg("could not initialize libcurl")));
+	multi_timer.fire = on_multi_timer;
+}
+
+HttpExchange *
+http_post(const HttpRequest *request, const char **problem)
+{
+	HttpExchange *exchange;
+	sigset_t	saved;
+	bool		ok;
+
+	if (http_resolver_threads() > MAX_RESOLVER_THREADS)
+	{
+		*problem = "too many name resolutions hang";
+		return NULL;
+	}
+
+	block_signals(&saved);
+	exchange = calloc(1, sizeof(HttpExchange));
+	ok = exchange != NULL && (exchange->easy = curl_easy_init()) != NULL &&
+		set_options(exchange, request) && curl_multi_add_handle(multi, exchange->easy) == CURLM_OK;
+	if (!ok && exchange != NULL)
+		free_exchange(exchange);
+	sigprocmask(SIG_SETMASK, &saved, NULL);
+	if (!ok)
+	{
+		*problem = "out of memory for an HTTP request";
+		return NULL;
+	}
+	return exchange;
+}
+
+static bool
+set_options(HttpExchange *exchange, const HttpRequest *request)
+{
+	CURL	   *easy = exchange->easy;
+
+	exchange->request = request->body;
+	exchange->request_length = request->length;
+	exchange->limit = (size_t) setting_max_response_size * 1024;
+	exchange->plain = policy_url_is_plain(request->url);
+	exchange->allowed = request->allowed;
+	exchange->allowed_count = request->allowed_count;
+	exchange->done = request->done;
+	exchange->arg = request->arg;
+
+	if (!add_header(exchange, "Content-Type", "application/json") ||
+		!add_header(exchange, "Accept", "application/json") ||
+		!add_header(exchange, "Expect", NULL) ||
+		!add_header(exchange, "Leasehold-Request-Id", request->request_id) ||
+		(request->idempotency_key && !add_header(exchange, "Idempotency-Key", request->idempotency_key)))
+		return false;
+	if (request->token != NULL)
+	{
+		char		bearer[4200];
+		bool		added;
+
+		snprintf(bearer, sizeof(bearer), "Bearer %s", request->token);
+		added = add_header(exchange, "Authorization", bearer);
+		explicit_bzero(bearer, sizeof(bearer));
+		if (!added)
+			return false;
+	}
+
+#define SET(option, value) (curl_easy_setopt(easy, option, value) == CURLE_OK)
+	return SET(CURLOPT_URL, request->url) &&
+		SET(CURLOPT_PRIVATE, exchange) &&
+		SET(CURLOPT_NOSIGNAL, 1L) &&
+		SET(CURLOPT_PROTOCOLS_STR, exchange->plain ? "http" : "https") &&
+		SET(CURLOPT_FOLLOWLOCATION, 0L) &&
+		SET(CURLOPT_PROXY, "") &&
+		SET(CURLOPT_POST, 1L) &&
+		SET(CURLOPT_POSTFIELDSIZE_LARGE, (curl_off_t) request->length) &&
+		SET(CURLOPT_READFUNCTION, on_request_body) &&
+		SET(CURLOPT_READDATA, exchange) &&
+		SET(CURLOPT_HTTPHEADER, exchange->headers) &&
+		SET(CURLOPT_WRITEFUNCTION, on_body) &&
+		SET(CURLOPT_WRITEDATA, exchange) &&
+		SET(CURLOPT_ERRORBUFFER, exchange->problem) &&
+		SET(CURLOPT_OPENSOCKETFUNCTION, on_open_socket) &&
+		SET(CURLOPT_OPENSOCKETDATA, exchange) &&
+		SET(CURLOPT_TIMEOUT_MS, (long) Min(request->timeout_ms, LONG_MAX)) &&
+		SET(CURLOPT_CONNECTTIMEOUT_MS, (long) Min(setting_connect_timeout, request->timeout_ms)) &&
+		SET(CURLOPT_MAXAGE_CONN, (long) IDLE_CONNECTION_S) &&
+		SET(CURLOPT_FRESH_CONNECT, request->fresh_connection ? 1L : 0L) &&
+		SET(CURLOPT_FORBID_REUSE, request->fresh_connection ? 1L : 0L) &&
+		SET(CURLOPT_QUICK_EXIT, 1L) &&
+		SET(CURLOPT_USERAGENT, "leasehold/" LEASEHOLD_VERSION) &&
+		(setting_ca_file == NULL || setting_ca_file[0] == '\0' || SET(CURLOPT_CAINFO, setting_ca_file));
+#undef SET
+}
+
+/* A NULL value takes a header out that libcurl would send by itself. */
+static bool
+add_header(HttpExchange *exchange, const char *name, const char *value)
+{
+	char		line[4400];
+	struct curl_slist *list;
+
+	if ((size_t) snprintf(line, sizeof(line), value ? "%s: %s" : "%s:", name, value) >= sizeof(line))
+		return false;
+	list = curl_slist_append(exchange->headers, line);
+	explicit_bzero(line, sizeof(line));
+	if (list == NULL)
+		return false;
+	exchange->headers = list;
+	return true;
+}
+
+void
+http_abandon(HttpExchange *exchange)
+{
+	sigset_t	saved;
+
+	block_signals(&saved);
+	curl_multi_remove_handle(multi, exchange->easy);
+	free_exchange(exchange);
+	sigprocmask(SIG_SETMASK, &saved, NULL);
+}
+
+static void
+free_exchange(HttpExchange *exchange)
+{
+	for (struct curl_slist *h = exchange->headers; h != NULL; h = h->next)
+		explicit_bzero(h->data, strlen(h->data));
+	curl_slist_free_all(exchange->headers);
+	if (exchange->easy != NULL)
+		curl_easy_cleanup(exchange->easy);
+	free(exchange->body);
+	free(exchange);
+}
+
+static void
+on_ready(int fd, uint32 events, void *arg)
+{
+	drive(fd, ((events & EPOLLIN) ? CURL_CSELECT_IN : 0) | ((events & EPOLLOUT) ? CURL_CSELECT_OUT : 0) |
+		  ((events & (EPOLLERR | EPOLLHUP)) ? CURL_CSELECT_ERR : 0));
+}
+
+static void
+on_multi_timer(void *arg)
+{
+	drive(CURL_SOCKET_TIMEOUT, 0);
+}
+
+static void
+drive(curl_socket_t fd, int events)
+{
+	sigset_t	saved;
+	int			running;
+
+	block_signals(&saved);
+	(void) curl_multi_socket_action(multi, fd, events, &running);
+	sigprocmask(SIG_SETMASK, &saved, NULL);
+	collect_finished();
+}
+
+static void
+collect_finished(void)
+{
+	CURLMsg    *message;
+	int			left;
+
+	while ((message = curl_multi_info_read(multi, &left)) != NULL)
+	{
+		HttpExchange *exchange = NULL;
+		CURLcode	code = message->data.result;
+
+		if (message->msg != CURLMSG_DONE)
+			continue;
+		curl_easy_getinfo(message->easy_handle, CURLINFO_PRIVATE, &exchange);
+		finish(exchange, code);
+	}
+}
+
+static void
+finish(HttpExchange *exchange, CURLcode code)
+{
+	HttpResponse response;
+	struct curl_header *header;
+	curl_off_t	sent_at = 0;
+
+	memset(&response, 0, sizeof(response));
+	response.answered = code == CURLE_OK;
+	response.body = exchange->body;
+	response.length = exchange->length;
+	curl_easy_getinfo(exchange->easy, CURLINFO_RESPONSE_CODE, &response.status);
+	if (curl_easy_header(exchange->easy, "Retry-After", 0, CURLH_HEADER, -1, &header) == CURLHE_OK)
+		response.retry_after = header->value;
+	if (!response.answered)
+	{
+		curl_easy_getinfo(exchange->easy, CURLINFO_PRETRANSFER_TIME_T, &sent_at);
+		response.progress = sent_at == 0 && exchange->request_sent == 0 ? HTTP_NOT_SENT : HTTP_MAYBE_SENT;
+		response.timed_out = code == CURLE_OPERATION_TIMEDOUT;
+		response.phase = phase_of(exchange->easy);
+		if (exchange->address_refused)
+			response.problem = "the address is not allowed for this plugin";
+		else if (exchange->too_large)
+			response.problem = "the answer is too large";
+		else
+			response.problem = curl_easy_strerror(code);
+	}
+
+	exchange->done(exchange->arg, &response);
+	http_abandon(exchange);
+}
+
+/* What was under way when a request ended without an answer. */
+static const char *
+phase_of(CURL *easy)
+{
+	static const struct
+	{
+		CURLINFO	info;
+		const char *until;
+	}			phases[] = {
+		{CURLINFO_NAMELOOKUP_TIME_T, "name resolution"},
+		{CURLINFO_CONNECT_TIME_T, "connection"},
+		{CURLINFO_PRETRANSFER_TIME_T, "TLS handshake"},
+		{CURLINFO_STARTTRANSFER_TIME_T, "wait for the answer"},
+	};
+
+	for (int i = 0; i < (int) lengthof(phases); i++)
+	{
+		curl_off_t	time = 0;
+
+		curl_easy_getinfo(easy, phases[i].info, &time);
+		if (time == 0)
+			return phases[i].until;
+	}
+	return "transfer of the answer";
+}
+
+int
+http_resolver_threads(void)
+{
+	static TimestampTz looked_at = 0;
+	static int	threads = 0;
+	TimestampTz now = GetCurrentTimestamp();
+	DIR		   *dir;
+
+	/* one look a second is enough to keep a count from running away */
+	if (now - looked_at < 1000000)
+		return threads;
+	looked_at = now;
+	threads = -3;				/* ".", ".." and this thread */
+	dir = opendir("/proc/self/task");
+	if (dir == NULL)
+		return threads = 0;
+	while (readdir(dir) != NULL)
+		threads++;
+	closedir(dir);
+	return threads;
+}
+
+static void
+block_signals(sigset_t *saved)
+{
+	sigset_t	all;
+
+	sigfillset(&all);
+	sigprocmask(SIG_SETMASK, &all, saved);
+}
+
+/*
+ * libcurl tells which descriptors it wants watched.
+ */
+static int
+on_socket(CURL *easy, curl_socket_t fd, int what, void *arg, void *socket_arg)
+{
+	EventWatch *watch = socket_arg;
+	uint32		events = 0;
+
+	if (what == CURL_POLL_REMOVE)
+	{
+		if (watch != NULL)
+		{
+			curl_multi_assign(multi, fd, NULL);
+			event_loop_remove(watch);
+		}
+		return 0;
+	}
+	if (what == CURL_POLL_IN || what == CURL_POLL_INOUT)
+		events |= EPOLLIN;
+	if (what == CURL_POLL_OUT || what == CURL_POLL_INOUT)
+		events |= EPOLLOUT;
+	if (watch != NULL)
+		return event_loop_change(watch, events) ? 0 : -1;
+
+	watch = event_loop_add(fd, events, on_ready, NULL);
+	if (watch == NULL)
+		return -1;
+	curl_multi_assign(multi, fd, watch);
+	return 0;
+}
+
+static int
+on_timer(CURLM *m, long timeout_ms, void *arg)
+{
+	if (timeout_ms < 0)
+		event_loop_cancel_timer(&multi_timer);
+	else
+		event_loop_set_timer(&multi_timer,
+							 TimestampTzPlusMilliseconds(GetCurrentTimestamp(), timeout_ms));
+	return 0;
+}
+
+static size_t
+on_body(char *data, size_t size, size_t count, void *arg)
+{
+	HttpExchange *exchange = arg;
+	size_t		bytes = size * count;
+
+	if (bytes > exchange->limit - exchange->length)
+	{
+		exchange->too_large = true;
+		return 0;
+	}
+	if (exchange->length + bytes > exchange->allocated)
+	{
+		size_t		allocated = exchange->allocated ? exchange->allocated : 1024;
+		char	   *body;
+
+		while (allocated < exchange->length + bytes)
+			allocated *= 2;
+		body = realloc(exchange->body, allocated);
+		if (body == NULL)
+			return 0;
+		exchange->body = body;
+		exchange->allocated = allocated;
+	}
+	memcpy(exchange->body + exchange->length, data, bytes);
+	exchange->length += bytes;
+	return bytes;
+}
+
+static size_t
+on_request_body(char *buffer, size_t size, size_t count, void *arg)
+{
+	HttpExchange *exchange = arg;
+	size_t		bytes = exchange->request_length - exchange->request_sent;
+
+	if (bytes > size * count)
+		bytes = size * count;
+	memcpy(buffer, exchange->request + exchange->request_sent, bytes);
+	exchange->request_sent += bytes;
+	return bytes;
+}
+
+/*
+ * The socket is opened for the very address that will be connected to.
+ */
+static curl_socket_t
+on_open_socket(void *arg, curlsocktype purpose, struct curl_sockaddr *address)
+{
+	HttpExchange *exchange = arg;
+
+	if (purpose != CURLSOCKTYPE_IPCXN ||
+		!policy_address_allowed(&address->addr, exchange->plain, exchange->allowed, exchange->allowed_count))
+	{
+		exchange->address_refused = true;
+		return CURL_SOCKET_BAD;
+	}
+	return socket(address->family, address->socktype | SOCK_CLOEXEC, address->protocol);
+}

@@ -1,0 +1,67 @@
+/*
+ * http_client.h
+ *		HTTP requests that run in the event loop, many at a time.
+ */
+#ifndef LEASEHOLD_HTTP_CLIENT_H
+#define LEASEHOLD_HTTP_CLIENT_H
+
+#include <curl/curl.h>
+
+#include "address_policy.h"
+
+typedef struct HttpExchange HttpExchange;
+
+/* How far a request that got no answer had come. */
+typedef enum HttpProgress
+{
+	HTTP_NOT_SENT,				/* nothing of it left this host */
+	HTTP_MAYBE_SENT				/* the server may have it */
+} HttpProgress;
+
+typedef struct HttpResponse
+{
+	bool		answered;		/* a complete response came */
+	long		status;
+	const char *body;			/* not terminated; NULL if empty */
+	size_t		length;
+	const char *retry_after;	/* header, or NULL */
+	HttpProgress progress;		/* if not answered */
+	bool		timed_out;
+	const char *phase;			/* what was under way when it ended: "name resolution", … */
+	const char *problem;		/* what went wrong, without the URL */
+} HttpResponse;
+
+typedef void (*HttpDone) (void *arg, const HttpResponse *response);
+
+typedef struct HttpRequest
+{
+	const char *url;
+	const char *token;			/* bearer, or NULL; copied */
+	const char *request_id;
+	const char *idempotency_key;	/* or NULL */
+	const char *body;			/* JSON; must stay in place */
+	size_t		length;
+	int64		timeout_ms;
+	bool		fresh_connection;	/* do not use one that the server may be closing */
+	const PolicyNetwork *allowed;	/* must stay in place */
+	size_t		allowed_count;
+	HttpDone	done;
+	void	   *arg;
+} HttpRequest;
+
+extern void http_client_init(void);
+
+/*
+ * Starts a POST.  done is called once, from the event loop, unless
+ * http_abandon() comes first.  Redirects are not followed, proxies not used,
+ * answers are capped.  NULL, with a static text, if it could not be started.
+ */
+extern HttpExchange *http_post(const HttpRequest *request, const char **problem);
+
+/* Forgets an exchange; harmless after its end. */
+extern void http_abandon(HttpExchange *exchange);
+
+/* Threads of this process that resolve names, those given up included. */
+extern int	http_resolver_threads(void);
+
+#endif							/* LEASEHOLD_HTTP_CLIENT_H */

@@ -1,0 +1,228 @@
+/*
+ * plugins.c
+ *		Reads leasehold.plugins when it changed, and tokens when they are used.
+ *
+ * Tokens come from files that an administrator of the host puts into
+ * leasehold.token_directory: never from SQL, and never kept.  They are read for
+ * each request, so a rotated token is used at once.
+ */
+#include "postgres.h"
+#include "compat.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "catalog/namespace.h"
+#include "executor/spi.h"
+#include "lib/stringinfo.h"
+#include "utils/builtins.h"
+#include "utils/hsearch.h"
+#include "utils/inval.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+
+#include "plugins.h"
+#include "queue.h"
+#include "settings.h"
+
+static MemoryContext plugins_context = NULL;
+static MemoryContext old_context = NULL;	/* calls that are out may point into it */
+static HTAB *plugins = NULL;
+static bool stale = true;
+static bool limits_exist = false;
+static Oid	watched[3];			/* plugins, providers, limits */
+
+static void note_change(Datum arg, Oid relid);
+static void watch_tables(void);
+static void read_plugins(void);
+static void read_limits(void);
+static void read_networks(Plugin *plugin, char *text);
+
+void
+plugins_init(void)
+{
+	CacheRegisterRelcacheCallback(note_change, (Datum) 0);
+}
+
+static void
+note_change(Datum arg, Oid relid)
+{
+	if (relid == InvalidOid || relid == watched[0] || relid == watched[1] || relid == watched[2])
+		stale = true;
+}
+
+void
+plugins_refresh(void)
+{
+	if (!stale)
+		return;
+	watch_tables();
+	stale = false;
+	read_plugins();
+	read_limits();
+}
+
+static void
+watch_tables(void)
+{
+	Oid			schema = get_namespace_oid("leasehold", false);
+
+	watched[0] = get_relname_relid("plugins", schema);
+	watched[1] = get_relname_relid("providers", schema);
+	watched[2] = get_relname_relid("limits", schema);
+}
+
+static void
+read_plugins(void)
+{
+	HASHCTL		ctl;
+
+	/* calls begun before the last refresh have their own copies by now */
+	if (old_context != NULL)
+		MemoryContextDelete(old_context);
+	old_context = plugins_context;
+	plugins_context = AllocSetContextCreate(TopMemoryContext, "leasehold plugins", ALLOCSET_SMALL_SIZES);
+	memset(&ctl, 0, sizeof(ctl));
+	ctl.keysize = sizeof(((Plugin *) NULL)->key);
+	ctl.entrysize = sizeof(Plugin);
+	ctl.hcxt = plugins_context;
+	plugins = hash_create("leasehold plugins", 16, &ctl, HASH_ELEM | HASH_STRINGS | HASH_CONTEXT);
+
+	if (SPI_execute("SELECT p.key, p.transport ->> 'url', p.transport ->> 'token_file',"
+					" pg_catalog.array_to_string(p.allow_addresses, ' '),"
+					" 'environmentFindLease' = ANY (p.supported_methods)"
+					" FROM leasehold.plugins AS p", true, 0) != SPI_OK_SELECT)
+		elog(ERROR, "could not read the plugins");
+
+	for (uint64 i = 0; i < SPI_processed; i++)
+	{
+		HeapTuple	row = SPI_tuptable->vals[i];
+		TupleDesc	desc = SPI_tuptable->tupdesc;
+		char	   *key = SPI_getvalue(row, desc, 1);
+		char	   *url = SPI_getvalue(row, desc, 2);
+		char	   *token_file = SPI_getvalue(row, desc, 3);
+		char	   *networks = SPI_getvalue(row, desc, 4);
+		bool		isnull;
+		char		name[64];
+		Plugin	   *plugin;
+
+		strlcpy(name, key, sizeof(name));
+		plugin = hash_search(plugins, name, HASH_ENTER, NULL);
+		plugin->url = MemoryContextStrdup(plugins_context, url ? url : "");
+		plugin->token_file = token_file ? MemoryContextStrdup(plugins_context, token_file) : NULL;
+		plugin->looks_up = DatumGetBool(SPI_getbinval(row, desc, 5, &isnull));
+		read_networks(plugin, networks ? networks : "");
+	}
+}
+
+static void
+read_networks(Plugin *plugin, char *text)
+{
+	char	   *save;
+
+	plugin->allowed = MemoryContextAllocZero(plugins_context, (strlen(text) / 2 + 1) * sizeof(PolicyNetwork));
+	plugin->allowed_count = 0;
+	for (char *word = strtok_r(text, " ", &save); word != NULL; word = strtok_r(NULL, " ", &save))
+	{
+		if (policy_parse_network(word, &plugin->allowed[plugin->allowed_count]))
+			plugin->allowed_count++;
+	}
+}
+
+/*
+ * The limits concurrent_calls of providers; those of companies and environments
+ * are not about the provider's capacity and are left to active_leases.
+ */
+static void
+read_limits(void)
+{
+	queue_reset_limits(setting_provider_concurrency);
+	if (SPI_execute("SELECT FROM leasehold.limits AS l WHERE l.name IN ('active_leases', 'lease_starts_per_minute')",
+					true, 1) != SPI_OK_SELECT)
+		elog(ERROR, "could not read the limits");
+	limits_exist = SPI_processed > 0;
+	if (SPI_execute("SELECT l.provider, l.value FROM leasehold.limits AS l"
+					" WHERE l.name = 'concurrent_calls' AND l.provider <> ''"
+					" AND l.company_id = leasehold_internal.no_company()", true, 0) != SPI_OK_SELECT)
+		elog(ERROR, "could not read the limits");
+	for (uint64 i = 0; i < SPI_processed; i++)
+	{
+		bool		isnull;
+		int64		value = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 2, &isnull));
+
+		queue_set_limit(SPI_getvalue(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1),
+						(int) Min(value, INT_MAX));
+	}
+}
+
+bool
+plugins_limits_exist(void)
+{
+	return limits_exist;
+}
+
+const Plugin *
+plugin_find(const char *key)
+{
+	char		name[64];
+
+	if (plugins == NULL)
+		return NULL;
+	strlcpy(name, key, sizeof(name));
+	return hash_search(plugins, name, HASH_FIND, NULL);
+}
+
+bool
+plugin_read_token(const Plugin *plugin, char *token, const char **problem)
+{
+	char		path[MAXPGPATH];
+	struct stat st;
+	int			fd;
+	ssize_t		length;
+
+	token[0] = '\0';
+	if (plugin->token_file == NULL)
+		return true;
+	if (setting_token_directory == NULL || setting_token_directory[0] == '\0')
+	{
+		*problem = "leasehold.token_directory is not set";
+		return false;
+	}
+	if ((size_t) snprintf(path, sizeof(path), "%s/%s", setting_token_directory, plugin->token_file) >= sizeof(path))
+	{
+		*problem = "the path of the token file is too long";
+		return false;
+	}
+	fd = open(path, O_RDONLY | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK);
+	if (fd < 0)
+	{
+		*problem = "the token file cannot be opened";
+		return false;
+	}
+	if (fstat(fd, &st) != 0 || !S_ISREG(st.st_mode) || (st.st_mode & (S_IWGRP | S_IRWXO)) != 0)
+	{
+		close(fd);
+		*problem = "the token file must be a file that others can neither read nor write";
+		return false;
+	}
+	length = read(fd, token, PLUGIN_TOKEN_SIZE - 1);
+	close(fd);
+	if (length < 0)
+		length = 0;
+	while (length > 0 && (token[length - 1] == '\n' || token[length - 1] == '\r' || token[length - 1] == ' '))
+		length--;
+	token[length] = '\0';
+	for (ssize_t i = 0; i < length; i++)
+	{
+		if ((unsigned char) token[i] <= 0x20 || (unsigned char) token[i] >= 0x7f)
+			length = 0;
+	}
+	if (length == 0)
+	{
+		explicit_bzero(token, PLUGIN_TOKEN_SIZE);
+		*problem = "the token file holds no token";
+		return false;
+	}
+	return true;
+}

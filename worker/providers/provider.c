@@ -1,0 +1,56 @@
+/*
+ * provider.c
+ *		Finds who serves a call.
+ */
+#include "postgres.h"
+#include "compat.h"
+
+#include "provider.h"
+#include "worker.h"
+
+static ProviderStart start_of(const Provider *provider, CallMethod method);
+
+void
+provider_start(Call *call)
+{
+	const Provider *provider = NULL;
+	ProviderStart start;
+
+	if (call->plugin != NULL)
+		provider = &http_plugin_provider;
+	else if (strcmp(call->provider, fake_provider.name) == 0)
+		provider = &fake_provider;
+
+	start = provider ? start_of(provider, call->method) : NULL;
+	if (start == NULL)
+	{
+		call_set_outcome(call, OUTCOME_FAILED, "method_not_implemented",
+						 "provider \"%s\" has no %s", call->provider, call->method_name);
+		worker_call_finished(call);
+		return;
+	}
+	start(call);
+}
+
+static ProviderStart
+start_of(const Provider *provider, CallMethod method)
+{
+	switch (method)
+	{
+		case METHOD_INITIALIZE:
+			return provider->initialize;
+		case METHOD_ACQUIRE:
+			return provider->acquire;
+		case METHOD_RESUME:
+			return provider->resume;
+		case METHOD_RELEASE:
+			return provider->release;
+		case METHOD_DESTROY:
+			return provider->destroy;
+		case METHOD_FIND:
+			return provider->find;
+		case METHOD_LIST:
+			return provider->list;
+	}
+	return NULL;
+}

@@ -1,0 +1,341 @@
+/*
+ * worker.c
+ *		A worker process: one database, or a part of it.
+ *
+ * The loop: a round with the database (round.c), then a wait in the event loop
+ * without any transaction, snapshot or lock, until an answer comes, work is
+ * committed, or the clock says so.  Answers that come while others are awaited
+ * are stored with the next round; there is no barrier between calls.
+ *
+ * The process is connected as the bootstrap superuser, as any background
+ * worker of a role that cannot log in must be, and becomes leasehold_worker
+ * before it does anything.
+ *
+ * If it is asked to end it gives calls that are out back to the table, where
+ * their outcome counts as unknown; if it dies, its successor finds them.
+ */
+#include "postgres.h"
+#include "compat.h"
+
+#include <sys/resource.h>
+
+#include "access/xact.h"
+#include "catalog/pg_authid.h"
+#include "commands/dbcommands.h"
+#include "commands/extension.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "postmaster/bgworker.h"
+#include "postmaster/interrupt.h"
+#include "storage/fd.h"
+#include "storage/ipc.h"
+#include "storage/latch.h"
+#include "storage/lmgr.h"
+#include "storage/proc.h"
+#include "storage/procsignal.h"
+#include "tcop/tcopprot.h"
+#include "utils/acl.h"
+#include "utils/guc.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+
+#include "event_loop.h"
+#include "http_client.h"
+#include "plugins.h"
+#include "queue.h"
+#include "round.h"
+#include "settings.h"
+#include "worker.h"
+
+#define SPARE_DESCRIPTORS	256
+
+PGDLLEXPORT void leasehold_worker_main(Datum main_arg);
+
+Worker		worker;
+
+static void worker_connect(Oid database);
+static void worker_become_role(void);
+static void worker_attach(Oid database, int part);
+static void worker_detach(int code, Datum arg);
+static int	worker_capacity(void);
+static void worker_loop(void) pg_attribute_noreturn();
+static int64 worker_wait_ms(TimestampTz now, TimestampTz next, TimestampTz next_housekeeping, TimestampTz next_check);
+static void worker_publish(void);
+static bool answers_waiting(TimestampTz now, TimestampTz *next);
+
+void
+leasehold_worker_main(Datum main_arg)
+{
+	int			part;
+
+	memcpy(&part, MyBgworkerEntry->bgw_extra, sizeof(part));
+	pqsignal(SIGHUP, SignalHandlerForConfigReload);
+	pqsignal(SIGTERM, SignalHandlerForShutdownRequest);
+	pqsignal(SIGINT, SIG_IGN);	/* there is no statement of somebody's to cancel */
+	BackgroundWorkerUnblockSignals();
+
+	worker_connect(DatumGetObjectId(main_arg));
+	worker.part = part;
+	dlist_init(&worker.finished);
+	dlist_init(&worker.out);
+	worker_attach(DatumGetObjectId(main_arg), part);
+	if (round_check() == ROUND_NO_EXTENSION)
+	{
+		worker.database->wanted = false;
+		proc_exit(1);
+	}
+	worker.database->wanted = true;
+
+	event_loop_init();
+	http_client_init();
+	queue_init();
+	plugins_init();
+	worker_become_role();
+	worker_loop();
+}
+
+static void
+worker_connect(Oid database)
+{
+	/* what a database or a role sets for its sessions is not meant for us */
+	static const char *const overrides[][2] = {
+		{"search_path", "pg_catalog, pg_temp"},
+		{"application_name", "leasehold"},
+		{"client_min_messages", "error"},
+		{"default_transaction_isolation", "read committed"},
+		{"default_transaction_read_only", "off"},
+		{"default_transaction_deferrable", "off"},
+		{"statement_timeout", "0"},
+		{"idle_in_transaction_session_timeout", "0"},
+		/* users' locks must not hold us up: see api/40_dispatch.sql */
+		{"lock_timeout", "80ms"},
+		{"deadlock_timeout", "1s"},
+		/* a claim that is not on disk is no claim */
+		{"synchronous_commit", "on"},
+		{"session_replication_role", "origin"},
+		{"row_security", "on"},
+		{"timezone", "UTC"},
+		{"datestyle", "ISO, MDY"},
+		{"bytea_output", "hex"},
+		/* tables start empty and grow at once: plan for what they will be */
+		{"enable_seqscan", "off"},
+		{"enable_hashjoin", "off"},
+		{"enable_mergejoin", "off"},
+		{"enable_material", "off"},
+		{"enable_memoize", "off"},
+		{"jit", "off"},
+		{"plan_cache_mode", "force_generic_plan"},
+		{"max_parallel_workers_per_gather", "0"},
+	};
+
+	BackgroundWorkerInitializeConnectionByOid(database, InvalidOid, 0);
+	for (int i = 0; i < (int) lengthof(overrides); i++)
+		SetConfigOption(overrides[i][0], overrides[i][1], PGC_SUSET, PGC_S_OVERRIDE);
+}
+
+static void
+worker_become_role(void)
+{
+	Oid			role;
+
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+	role = get_role_oid("leasehold_worker", false);
+	SetSessionAuthorization(role, superuser_arg(role));
+	CommitTransactionCommand();
+}
+
+static void
+worker_attach(Oid database, int part)
+{
+	worker.database = shared_find_database(database, true);
+	if (worker.database == NULL)
+		ereport(FATAL,
+				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+				 errmsg("leasehold has no room for database %u", database),
+				 errhint("Raise leasehold.max_databases and restart the server.")));
+	worker.shared = &worker.database->workers[part];
+	worker.capacity = worker_capacity();
+
+	SpinLockAcquire(&worker.shared->mutex);
+	worker.shared->pid = MyProcPid;
+	worker.shared->procno = MyProc->pgprocno;
+	worker.shared->state = WORKER_ABSENT;
+	worker.shared->reason[0] = '\0';
+	worker.shared->started_at = GetCurrentTimestamp();
+	worker.shared->capacity = worker.capacity;
+	worker.shared->in_flight = worker.shared->queued = 0;
+	memset(worker.shared->providers, 0, sizeof(worker.shared->providers));
+	SpinLockRelease(&worker.shared->mutex);
+	before_shmem_exit(worker_detach, (Datum) 0);
+}
+
+static void
+worker_detach(int code, Datum arg)
+{
+	SpinLockAcquire(&worker.shared->mutex);
+	if (worker.shared->pid == MyProcPid)
+	{
+		worker.shared->pid = 0;
+		worker.shared->procno = -1;
+		worker.shared->state = WORKER_ABSENT;
+		worker.shared->in_flight = worker.shared->queued = 0;
+	}
+	SpinLockRelease(&worker.shared->mutex);
+}
+
+/*
+ * Calls that can be in flight: the setting, or what descriptors there are.  The
+ * soft limit is raised to the hard one; what the server's own files may take is
+ * left to them.
+ */
+static int
+worker_capacity(void)
+{
+	struct rlimit limit;
+	int64		descriptors;
+
+	if (getrlimit(RLIMIT_NOFILE, &limit) != 0)
+		return Min(setting_max_concurrent_calls, 100);
+	if (limit.rlim_cur < limit.rlim_max)
+	{
+		rlim_t		soft = limit.rlim_cur;
+
+		limit.rlim_cur = limit.rlim_max;
+		if (setrlimit(RLIMIT_NOFILE, &limit) != 0)
+			limit.rlim_cur = soft;
+	}
+	descriptors = limit.rlim_cur == RLIM_INFINITY ? INT_MAX : (int64) limit.rlim_cur;
+	descriptors -= max_files_per_process + SPARE_DESCRIPTORS;
+	if (descriptors < setting_max_concurrent_calls)
+		ereport(LOG,
+				(errmsg("leasehold: descriptors suffice for %lld concurrent calls only",
+						(long long) Max(descriptors, 10)),
+				 errhint("Raise the server's limit of open files (ulimit -n, LimitNOFILE).")));
+	return (int) Max(Min(setting_max_concurrent_calls, descriptors), 10);
+}
+
+static void
+worker_loop(void)
+{
+	RoundState	state = ROUND_HELD;
+	TimestampTz next_housekeeping = 0;
+	TimestampTz next_check = 0;
+	TimestampTz next = 0;
+
+	for (;;)
+	{
+		TimestampTz now = GetCurrentTimestamp();
+		TimestampTz answers_at;
+		bool		woken;
+		bool		check;
+
+		if (ShutdownRequestPending)
+		{
+			round_give_back();
+			proc_exit(1);
+		}
+		if (ConfigReloadPending)
+		{
+			ConfigReloadPending = false;
+			ProcessConfigFile(PGC_SIGHUP);
+			worker.capacity = worker_capacity();
+		}
+
+		woken = pg_atomic_exchange_u32(&worker.shared->wake, 0) != 0;
+		check = now >= next_check;
+		if (woken || check || now >= next || answers_waiting(now, &answers_at))
+		{
+			RoundState	was = state;
+
+			state = round_check();
+			if (state == ROUND_NO_EXTENSION)
+			{
+				worker.database->wanted = false;
+				proc_exit(1);
+			}
+			if (state == ROUND_SERVING && was != ROUND_SERVING && was != ROUND_PAUSED)
+			{
+				round_recover();
+				check = true;
+				next_housekeeping = 0;
+			}
+			if ((state == ROUND_SERVING || state == ROUND_PAUSED) && now >= next_housekeeping)
+			{
+				round_housekeep();
+				next_housekeeping = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+																 setting_housekeeping_interval * INT64CONST(1000));
+				check = true;
+			}
+			next = round_run(state, check);
+			if (check)
+				next_check = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), setting_idle_check * INT64CONST(1000));
+			worker_publish();
+			now = GetCurrentTimestamp();
+		}
+
+		if (!answers_waiting(now, &answers_at) && (answers_at != 0 && answers_at < next))
+			next = answers_at;
+		event_loop_wait(worker_wait_ms(now, next, next_housekeeping, next_check), PG_WAIT_EXTENSION);
+	}
+}
+
+static int64
+worker_wait_ms(TimestampTz now, TimestampTz next, TimestampTz next_housekeeping, TimestampTz next_check)
+{
+	TimestampTz at = Min(next, next_check);
+
+	/* the flag may have been set since it was looked at: then the latch is set, too */
+	if (answers_waiting(now, &next_housekeeping))
+		return 0;
+	return at <= now ? 0 : Min((at - now + 999) / 1000, 60000);
+}
+
+/* Whether answers can be stored now; else when the earliest that must wait can. */
+static bool
+answers_waiting(TimestampTz now, TimestampTz *next)
+{
+	dlist_iter	iter;
+
+	*next = 0;
+	dlist_foreach(iter, &worker.finished)
+	{
+		Call	   *call = dlist_container(Call, node, iter.cur);
+
+		if (call->apply_after <= now)
+			return true;
+		if (*next == 0 || call->apply_after < *next)
+			*next = call->apply_after;
+	}
+	return false;
+}
+
+void
+worker_call_finished(Call *call)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	Assert(call->outcome != OUTCOME_NONE);
+	/* being told to wait is neither success nor failure */
+	if (call->outcome != OUTCOME_THROTTLED && call->queue != NULL)
+		queue_report(call->queue, call->provider_failed, now);
+	dlist_delete(&call->node);
+	dlist_push_tail(&worker.finished, &call->node);
+	worker.finished_count++;
+	worker.in_flight--;
+	call->apply_after = now;
+}
+
+static void
+worker_publish(void)
+{
+	SpinLockAcquire(&worker.shared->mutex);
+	worker.shared->epoch = worker.epoch;
+	worker.shared->in_flight = worker.in_flight;
+	worker.shared->queued = queue_length();
+	worker.shared->capacity = worker.capacity;
+	worker.shared->last_round_at = GetCurrentTimestamp();
+	worker.shared->rounds++;
+	SpinLockRelease(&worker.shared->mutex);
+	queue_publish(worker.shared);
+}
