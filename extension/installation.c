@@ -63,7 +63,8 @@ leasehold_here(PG_FUNCTION_ARGS)
 	bool		nulls[6] = {false};
 	char		host[256];
 	char		system_identifier[32];
-	char		directory[MAXPGPATH];
+	char	   *resolved;
+	char	   *directory;
 	struct stat st;
 	ControlFileData *control;
 	bool		crc_ok;
@@ -78,9 +79,12 @@ leasehold_here(PG_FUNCTION_ARGS)
 				(errcode_for_file_access(), errmsg("could not get the host name: %m")));
 	host[sizeof(host) - 1] = '\0';
 
-	if (realpath(DataDir, directory) == NULL)
+	resolved = realpath(DataDir, NULL);
+	if (resolved == NULL)
 		ereport(ERROR,
 				(errcode_for_file_access(), errmsg("could not resolve the path \"%s\": %m", DataDir)));
+	directory = pstrdup(resolved);
+	free(resolved);
 	if (stat(directory, &st) != 0)
 		ereport(ERROR,
 				(errcode_for_file_access(), errmsg("could not stat directory \"%s\": %m", directory)));

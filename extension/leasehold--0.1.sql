@@ -610,6 +610,9 @@ COMMENT ON COLUMN leasehold.company_members.role_oid IS
     'With the name and the cluster''s system identifier: the role this was granted to, and no other of its name';
 
 SELECT leasehold_internal.protect('leasehold.companies', 'viewer', 'id');
+CREATE POLICY new_company ON leasehold.companies FOR INSERT WITH CHECK (true);
+COMMENT ON POLICY new_company ON leasehold.companies IS
+    'A company that is being made cannot be visible before; only create_company() has the privilege to insert';
 SELECT leasehold_internal.protect('leasehold.company_members', 'viewer');
 
 CREATE FUNCTION leasehold_internal.members_changed() RETURNS trigger
@@ -2500,7 +2503,7 @@ BEGIN
                     WHEN l.policy = 'retain_on_failure' AND end_leases.end_status = 'failed' THEN 'stop'
                     ELSE 'delete' END AS new_disposition
           FROM leasehold.leases AS l
-          JOIN pg_catalog.unnest(company_ids, lease_ids) AS w (company_id, id)
+          JOIN ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(lease_ids)) AS w (company_id, id)
             ON l.company_id = w.company_id AND l.id = w.id
          WHERE l.status IN ('acquiring', 'active', 'resuming', 'retained')
          ORDER BY l.company_id, l.id
@@ -3183,7 +3186,7 @@ BEGIN
         UPDATE leasehold_internal.runs AS r
            SET status = end_runs.status, finished_at = pg_catalog.now(), error = end_runs.error,
                error_code = end_runs.error_code
-          FROM pg_catalog.unnest(company_ids, run_ids) AS w (company_id, id)
+          FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(run_ids)) AS w (company_id, id)
          WHERE r.company_id = w.company_id AND r.id = w.id AND r.status IN ('queued', 'running')
         RETURNING r.*
     ), token AS (
@@ -3203,7 +3206,7 @@ BEGIN
     SELECT pg_catalog.count(*) INTO v_count FROM run AS r;
 
     SELECT pg_catalog.array_agg(l.company_id), pg_catalog.array_agg(l.id) INTO v_companies, v_leases
-      FROM pg_catalog.unnest(company_ids, run_ids) AS w (company_id, id)
+      FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(run_ids)) AS w (company_id, id)
       JOIN leasehold.leases AS l ON l.company_id = w.company_id AND l.run_id = w.id
      WHERE l.status IN ('acquiring', 'active', 'resuming');
     IF FOUND AND v_leases IS NOT NULL THEN
@@ -3226,7 +3229,7 @@ BEGIN
     -- whoever holds a run's row is about to say that it is alive, or has ended
     SELECT pg_catalog.array_agg(s.company_id), pg_catalog.array_agg(s.id) INTO v_companies, v_runs
       FROM (SELECT r.company_id, r.id FROM leasehold_internal.runs AS r
-              JOIN pg_catalog.unnest(company_ids, run_ids) AS w (company_id, id)
+              JOIN ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(run_ids)) AS w (company_id, id)
                 ON r.company_id = w.company_id AND r.id = w.id
              WHERE r.status = 'running' AND r.heartbeat_at + r.heartbeat_timeout <= pg_catalog.clock_timestamp()
              ORDER BY r.company_id, r.id
@@ -3243,7 +3246,7 @@ BEGIN
         SELECT r.company_id, leasehold.new_id(), r.agent_id, r.issue_id, r.project_id, r.routine_id,
                r.execution_workspace_id, r.heartbeat_timeout, r.id, r.env, r.metadata
           FROM leasehold_internal.runs AS r
-          JOIN pg_catalog.unnest(v_companies, v_runs) AS w (company_id, id)
+          JOIN ROWS FROM (pg_catalog.unnest(v_companies), pg_catalog.unnest(v_runs)) AS w (company_id, id)
             ON r.company_id = w.company_id AND r.id = w.id
          WHERE r.retry_on_loss AND r.retry_of_run_id IS NULL
         ON CONFLICT (company_id, retry_of_run_id) DO NOTHING
@@ -3365,7 +3368,7 @@ BEGIN
                attempts = c.attempts + 1, granted = true
           FROM (SELECT q.company_id, q.subject_id
                   FROM leasehold_internal.calls AS q
-                  JOIN pg_catalog.unnest(company_ids, subject_ids) AS w (company_id, subject_id)
+                  JOIN ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids)) AS w (company_id, subject_id)
                     ON q.company_id = w.company_id AND q.subject_id = w.subject_id
                  WHERE q.slot = 'op' AND q.state = 'queued' AND q.due_at <= pg_catalog.clock_timestamp()
                    FOR UPDATE OF q SKIP LOCKED) AS p
@@ -3477,7 +3480,7 @@ BEGIN
     WITH candidate AS (
         SELECT c.company_id, c.subject_id, c.queued_at, l.environment_id, c.provider, l.acquire_by, l.fail_on_limit
           FROM leasehold_internal.calls AS c
-          JOIN pg_catalog.unnest(company_ids, subject_ids) AS w (company_id, subject_id)
+          JOIN ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids)) AS w (company_id, subject_id)
             ON c.company_id = w.company_id AND c.subject_id = w.subject_id
           JOIN leasehold.leases AS l ON l.company_id = c.company_id AND l.id = c.subject_id
          WHERE c.slot = 'op' AND c.operation = 'acquire' AND c.state = 'queued' AND NOT c.granted
@@ -3677,7 +3680,7 @@ BEGIN
     SELECT pg_catalog.array_agg(s.company_id), pg_catalog.array_agg(s.id) INTO v_company, v_lease
       FROM (SELECT l.company_id, l.id
               FROM leasehold.leases AS l
-              JOIN pg_catalog.unnest(company_ids, subject_ids) AS w (company_id, id)
+              JOIN ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids)) AS w (company_id, id)
                 ON l.company_id = w.company_id AND l.id = w.id
              ORDER BY l.company_id, l.id
                FOR NO KEY UPDATE OF l SKIP LOCKED) AS s;
@@ -3685,9 +3688,9 @@ BEGIN
     -- a resource that another lease holds is not this one's
     INSERT INTO leasehold_internal.provider_resources AS r (provider, provider_lease_id, company_id, lease_id)
     SELECT l.provider, a.provider_lease_id, l.company_id, l.id
-      FROM pg_catalog.unnest(company_ids, subject_ids, generations, outcomes, provider_lease_ids)
+      FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids), pg_catalog.unnest(generations), pg_catalog.unnest(outcomes), pg_catalog.unnest(provider_lease_ids))
            AS a (company_id, id, generation, outcome, provider_lease_id)
-      JOIN pg_catalog.unnest(v_company, v_lease) AS w (company_id, id) ON w.company_id = a.company_id AND w.id = a.id
+      JOIN ROWS FROM (pg_catalog.unnest(v_company), pg_catalog.unnest(v_lease)) AS w (company_id, id) ON w.company_id = a.company_id AND w.id = a.id
       JOIN leasehold.leases AS l ON l.company_id = a.company_id AND l.id = a.id AND l.generation = a.generation
       JOIN leasehold_internal.calls AS c
         ON c.company_id = l.company_id AND c.subject_id = l.id AND c.slot = 'op'
@@ -3707,11 +3710,10 @@ BEGIN
                    COALESCE(l.acquire_by > pg_catalog.clock_timestamp(), true),
                    a.outcome <> 'unknown' OR leasehold_internal.provider_looks_up(l.provider),
                    acquire_attempts, cleanup_attempts) AS decision
-          FROM pg_catalog.unnest(company_ids, subject_ids, generations, outcomes, provider_lease_ids, metadatas,
-                                 expirations, codes, messages, retry_after_ms)
+          FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids), pg_catalog.unnest(generations), pg_catalog.unnest(outcomes), pg_catalog.unnest(provider_lease_ids), pg_catalog.unnest(metadatas), pg_catalog.unnest(expirations), pg_catalog.unnest(codes), pg_catalog.unnest(messages), pg_catalog.unnest(retry_after_ms))
                AS a (company_id, id, generation, outcome, provider_lease_id, metadata, expires_at, code, message,
                      retry_after_ms)
-          JOIN pg_catalog.unnest(v_company, v_lease) AS w (company_id, id) ON w.company_id = a.company_id AND w.id = a.id
+          JOIN ROWS FROM (pg_catalog.unnest(v_company), pg_catalog.unnest(v_lease)) AS w (company_id, id) ON w.company_id = a.company_id AND w.id = a.id
           JOIN leasehold.leases AS l ON l.company_id = a.company_id AND l.id = a.id AND l.generation = a.generation
           JOIN leasehold_internal.calls AS c
             ON c.company_id = l.company_id AND c.subject_id = l.id AND c.slot = 'op'
@@ -3851,9 +3853,9 @@ BEGIN
     SELECT a.company_id, a.id,
            CASE WHEN l.id IS NOT NULL THEN 'applied' WHEN w.id IS NULL AND x.id IS NOT NULL THEN 'locked' ELSE 'stale' END,
            COALESCE(l.step IN ('end', 'fail'), false)
-      FROM pg_catalog.unnest(company_ids, subject_ids) AS a (company_id, id)
+      FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids)) AS a (company_id, id)
       LEFT JOIN lease AS l ON l.company_id = a.company_id AND l.id = a.id
-      LEFT JOIN pg_catalog.unnest(v_company, v_lease) AS w (company_id, id) ON w.company_id = a.company_id AND w.id = a.id
+      LEFT JOIN ROWS FROM (pg_catalog.unnest(v_company), pg_catalog.unnest(v_lease)) AS w (company_id, id) ON w.company_id = a.company_id AND w.id = a.id
       LEFT JOIN leasehold.leases AS x ON x.company_id = a.company_id AND x.id = a.id;
 END
 $$;
@@ -3870,7 +3872,7 @@ CREATE FUNCTION leasehold_internal.complete_strays(
 BEGIN
     WITH answer AS (
         SELECT c.*, a.outcome, a.message
-          FROM pg_catalog.unnest(company_ids, subject_ids, outcomes, messages) AS a (company_id, id, outcome, message)
+          FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids), pg_catalog.unnest(outcomes), pg_catalog.unnest(messages)) AS a (company_id, id, outcome, message)
           JOIN leasehold_internal.calls AS c
             ON c.company_id = a.company_id AND c.subject_id = a.id AND c.slot = 'op'
            AND c.operation = 'destroy_stray' AND c.state = 'started' AND c.worker_epoch = epoch
@@ -3966,7 +3968,7 @@ BEGIN
                        CASE WHEN l.status <> 'active'
                             THEN CASE WHEN l.waiting_for IS NULL THEN 'acquire_timeout' ELSE 'quota_exceeded' END END AS code
                   FROM leasehold.leases AS l
-                  JOIN pg_catalog.unnest(company_ids, subject_ids) AS w (company_id, id)
+                  JOIN ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids)) AS w (company_id, id)
                     ON l.company_id = w.company_id AND l.id = w.id
                  WHERE l.status = 'active'
                        AND LEAST(l.expires_at, l.last_used_at + l.idle_timeout) <= pg_catalog.clock_timestamp()
@@ -3997,7 +3999,7 @@ BEGIN
                       WHERE r.company_id = c.company_id AND r.id = c.subject_id AND r.status = 'running')
                END AS deadline
           FROM leasehold_internal.calls AS c
-          JOIN pg_catalog.unnest(company_ids, subject_ids) AS w (company_id, subject_id)
+          JOIN ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids)) AS w (company_id, subject_id)
             ON c.company_id = w.company_id AND c.subject_id = w.subject_id
          WHERE c.slot = 'timer'
            FOR UPDATE OF c SKIP LOCKED
@@ -4012,7 +4014,7 @@ BEGIN
      USING due AS d
      WHERE c.company_id = d.company_id AND c.subject_id = d.subject_id AND c.slot = 'timer' AND d.deadline IS NULL;
 
-    RETURN QUERY SELECT * FROM pg_catalog.unnest(v_company, v_subject);
+    RETURN QUERY SELECT * FROM ROWS FROM (pg_catalog.unnest(v_company), pg_catalog.unnest(v_subject));
 END
 $$;
 COMMENT ON FUNCTION leasehold_internal.fire_deadlines(uuid[], uuid[]) IS

@@ -28,6 +28,9 @@ COMMENT ON COLUMN leasehold.company_members.role_oid IS
     'With the name and the cluster''s system identifier: the role this was granted to, and no other of its name';
 
 SELECT leasehold_internal.protect('leasehold.companies', 'viewer', 'id');
+CREATE POLICY new_company ON leasehold.companies FOR INSERT WITH CHECK (true);
+COMMENT ON POLICY new_company ON leasehold.companies IS
+    'A company that is being made cannot be visible before; only create_company() has the privilege to insert';
 SELECT leasehold_internal.protect('leasehold.company_members', 'viewer');
 
 CREATE FUNCTION leasehold_internal.members_changed() RETURNS trigger

@@ -269,7 +269,7 @@ BEGIN
                     WHEN l.policy = 'retain_on_failure' AND end_leases.end_status = 'failed' THEN 'stop'
                     ELSE 'delete' END AS new_disposition
           FROM leasehold.leases AS l
-          JOIN pg_catalog.unnest(company_ids, lease_ids) AS w (company_id, id)
+          JOIN ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(lease_ids)) AS w (company_id, id)
             ON l.company_id = w.company_id AND l.id = w.id
          WHERE l.status IN ('acquiring', 'active', 'resuming', 'retained')
          ORDER BY l.company_id, l.id

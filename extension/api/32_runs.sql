@@ -234,7 +234,7 @@ BEGIN
         UPDATE leasehold_internal.runs AS r
            SET status = end_runs.status, finished_at = pg_catalog.now(), error = end_runs.error,
                error_code = end_runs.error_code
-          FROM pg_catalog.unnest(company_ids, run_ids) AS w (company_id, id)
+          FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(run_ids)) AS w (company_id, id)
          WHERE r.company_id = w.company_id AND r.id = w.id AND r.status IN ('queued', 'running')
         RETURNING r.*
     ), token AS (
@@ -254,7 +254,7 @@ BEGIN
     SELECT pg_catalog.count(*) INTO v_count FROM run AS r;
 
     SELECT pg_catalog.array_agg(l.company_id), pg_catalog.array_agg(l.id) INTO v_companies, v_leases
-      FROM pg_catalog.unnest(company_ids, run_ids) AS w (company_id, id)
+      FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(run_ids)) AS w (company_id, id)
       JOIN leasehold.leases AS l ON l.company_id = w.company_id AND l.run_id = w.id
      WHERE l.status IN ('acquiring', 'active', 'resuming');
     IF FOUND AND v_leases IS NOT NULL THEN
@@ -277,7 +277,7 @@ BEGIN
     -- whoever holds a run's row is about to say that it is alive, or has ended
     SELECT pg_catalog.array_agg(s.company_id), pg_catalog.array_agg(s.id) INTO v_companies, v_runs
       FROM (SELECT r.company_id, r.id FROM leasehold_internal.runs AS r
-              JOIN pg_catalog.unnest(company_ids, run_ids) AS w (company_id, id)
+              JOIN ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(run_ids)) AS w (company_id, id)
                 ON r.company_id = w.company_id AND r.id = w.id
              WHERE r.status = 'running' AND r.heartbeat_at + r.heartbeat_timeout <= pg_catalog.clock_timestamp()
              ORDER BY r.company_id, r.id
@@ -294,7 +294,7 @@ BEGIN
         SELECT r.company_id, leasehold.new_id(), r.agent_id, r.issue_id, r.project_id, r.routine_id,
                r.execution_workspace_id, r.heartbeat_timeout, r.id, r.env, r.metadata
           FROM leasehold_internal.runs AS r
-          JOIN pg_catalog.unnest(v_companies, v_runs) AS w (company_id, id)
+          JOIN ROWS FROM (pg_catalog.unnest(v_companies), pg_catalog.unnest(v_runs)) AS w (company_id, id)
             ON r.company_id = w.company_id AND r.id = w.id
          WHERE r.retry_on_loss AND r.retry_of_run_id IS NULL
         ON CONFLICT (company_id, retry_of_run_id) DO NOTHING

@@ -100,7 +100,7 @@ BEGIN
                attempts = c.attempts + 1, granted = true
           FROM (SELECT q.company_id, q.subject_id
                   FROM leasehold_internal.calls AS q
-                  JOIN pg_catalog.unnest(company_ids, subject_ids) AS w (company_id, subject_id)
+                  JOIN ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids)) AS w (company_id, subject_id)
                     ON q.company_id = w.company_id AND q.subject_id = w.subject_id
                  WHERE q.slot = 'op' AND q.state = 'queued' AND q.due_at <= pg_catalog.clock_timestamp()
                    FOR UPDATE OF q SKIP LOCKED) AS p
@@ -212,7 +212,7 @@ BEGIN
     WITH candidate AS (
         SELECT c.company_id, c.subject_id, c.queued_at, l.environment_id, c.provider, l.acquire_by, l.fail_on_limit
           FROM leasehold_internal.calls AS c
-          JOIN pg_catalog.unnest(company_ids, subject_ids) AS w (company_id, subject_id)
+          JOIN ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids)) AS w (company_id, subject_id)
             ON c.company_id = w.company_id AND c.subject_id = w.subject_id
           JOIN leasehold.leases AS l ON l.company_id = c.company_id AND l.id = c.subject_id
          WHERE c.slot = 'op' AND c.operation = 'acquire' AND c.state = 'queued' AND NOT c.granted

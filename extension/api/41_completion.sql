@@ -78,7 +78,7 @@ BEGIN
     SELECT pg_catalog.array_agg(s.company_id), pg_catalog.array_agg(s.id) INTO v_company, v_lease
       FROM (SELECT l.company_id, l.id
               FROM leasehold.leases AS l
-              JOIN pg_catalog.unnest(company_ids, subject_ids) AS w (company_id, id)
+              JOIN ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids)) AS w (company_id, id)
                 ON l.company_id = w.company_id AND l.id = w.id
              ORDER BY l.company_id, l.id
                FOR NO KEY UPDATE OF l SKIP LOCKED) AS s;
@@ -86,9 +86,9 @@ BEGIN
     -- a resource that another lease holds is not this one's
     INSERT INTO leasehold_internal.provider_resources AS r (provider, provider_lease_id, company_id, lease_id)
     SELECT l.provider, a.provider_lease_id, l.company_id, l.id
-      FROM pg_catalog.unnest(company_ids, subject_ids, generations, outcomes, provider_lease_ids)
+      FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids), pg_catalog.unnest(generations), pg_catalog.unnest(outcomes), pg_catalog.unnest(provider_lease_ids))
            AS a (company_id, id, generation, outcome, provider_lease_id)
-      JOIN pg_catalog.unnest(v_company, v_lease) AS w (company_id, id) ON w.company_id = a.company_id AND w.id = a.id
+      JOIN ROWS FROM (pg_catalog.unnest(v_company), pg_catalog.unnest(v_lease)) AS w (company_id, id) ON w.company_id = a.company_id AND w.id = a.id
       JOIN leasehold.leases AS l ON l.company_id = a.company_id AND l.id = a.id AND l.generation = a.generation
       JOIN leasehold_internal.calls AS c
         ON c.company_id = l.company_id AND c.subject_id = l.id AND c.slot = 'op'
@@ -108,11 +108,10 @@ BEGIN
                    COALESCE(l.acquire_by > pg_catalog.clock_timestamp(), true),
                    a.outcome <> 'unknown' OR leasehold_internal.provider_looks_up(l.provider),
                    acquire_attempts, cleanup_attempts) AS decision
-          FROM pg_catalog.unnest(company_ids, subject_ids, generations, outcomes, provider_lease_ids, metadatas,
-                                 expirations, codes, messages, retry_after_ms)
+          FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids), pg_catalog.unnest(generations), pg_catalog.unnest(outcomes), pg_catalog.unnest(provider_lease_ids), pg_catalog.unnest(metadatas), pg_catalog.unnest(expirations), pg_catalog.unnest(codes), pg_catalog.unnest(messages), pg_catalog.unnest(retry_after_ms))
                AS a (company_id, id, generation, outcome, provider_lease_id, metadata, expires_at, code, message,
                      retry_after_ms)
-          JOIN pg_catalog.unnest(v_company, v_lease) AS w (company_id, id) ON w.company_id = a.company_id AND w.id = a.id
+          JOIN ROWS FROM (pg_catalog.unnest(v_company), pg_catalog.unnest(v_lease)) AS w (company_id, id) ON w.company_id = a.company_id AND w.id = a.id
           JOIN leasehold.leases AS l ON l.company_id = a.company_id AND l.id = a.id AND l.generation = a.generation
           JOIN leasehold_internal.calls AS c
             ON c.company_id = l.company_id AND c.subject_id = l.id AND c.slot = 'op'
@@ -252,9 +251,9 @@ BEGIN
     SELECT a.company_id, a.id,
            CASE WHEN l.id IS NOT NULL THEN 'applied' WHEN w.id IS NULL AND x.id IS NOT NULL THEN 'locked' ELSE 'stale' END,
            COALESCE(l.step IN ('end', 'fail'), false)
-      FROM pg_catalog.unnest(company_ids, subject_ids) AS a (company_id, id)
+      FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids)) AS a (company_id, id)
       LEFT JOIN lease AS l ON l.company_id = a.company_id AND l.id = a.id
-      LEFT JOIN pg_catalog.unnest(v_company, v_lease) AS w (company_id, id) ON w.company_id = a.company_id AND w.id = a.id
+      LEFT JOIN ROWS FROM (pg_catalog.unnest(v_company), pg_catalog.unnest(v_lease)) AS w (company_id, id) ON w.company_id = a.company_id AND w.id = a.id
       LEFT JOIN leasehold.leases AS x ON x.company_id = a.company_id AND x.id = a.id;
 END
 $$;
@@ -271,7 +270,7 @@ CREATE FUNCTION leasehold_internal.complete_strays(
 BEGIN
     WITH answer AS (
         SELECT c.*, a.outcome, a.message
-          FROM pg_catalog.unnest(company_ids, subject_ids, outcomes, messages) AS a (company_id, id, outcome, message)
+          FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids), pg_catalog.unnest(outcomes), pg_catalog.unnest(messages)) AS a (company_id, id, outcome, message)
           JOIN leasehold_internal.calls AS c
             ON c.company_id = a.company_id AND c.subject_id = a.id AND c.slot = 'op'
            AND c.operation = 'destroy_stray' AND c.state = 'started' AND c.worker_epoch = epoch

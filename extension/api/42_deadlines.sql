@@ -24,7 +24,7 @@ BEGIN
                        CASE WHEN l.status <> 'active'
                             THEN CASE WHEN l.waiting_for IS NULL THEN 'acquire_timeout' ELSE 'quota_exceeded' END END AS code
                   FROM leasehold.leases AS l
-                  JOIN pg_catalog.unnest(company_ids, subject_ids) AS w (company_id, id)
+                  JOIN ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids)) AS w (company_id, id)
                     ON l.company_id = w.company_id AND l.id = w.id
                  WHERE l.status = 'active'
                        AND LEAST(l.expires_at, l.last_used_at + l.idle_timeout) <= pg_catalog.clock_timestamp()
@@ -55,7 +55,7 @@ BEGIN
                       WHERE r.company_id = c.company_id AND r.id = c.subject_id AND r.status = 'running')
                END AS deadline
           FROM leasehold_internal.calls AS c
-          JOIN pg_catalog.unnest(company_ids, subject_ids) AS w (company_id, subject_id)
+          JOIN ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids)) AS w (company_id, subject_id)
             ON c.company_id = w.company_id AND c.subject_id = w.subject_id
          WHERE c.slot = 'timer'
            FOR UPDATE OF c SKIP LOCKED
@@ -70,7 +70,7 @@ BEGIN
      USING due AS d
      WHERE c.company_id = d.company_id AND c.subject_id = d.subject_id AND c.slot = 'timer' AND d.deadline IS NULL;
 
-    RETURN QUERY SELECT * FROM pg_catalog.unnest(v_company, v_subject);
+    RETURN QUERY SELECT * FROM ROWS FROM (pg_catalog.unnest(v_company), pg_catalog.unnest(v_subject));
 END
 $$;
 COMMENT ON FUNCTION leasehold_internal.fire_deadlines(uuid[], uuid[]) IS
