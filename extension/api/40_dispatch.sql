@@ -92,6 +92,9 @@ BEGIN
     IF EXISTS (SELECT FROM leasehold.limits AS l WHERE l.name IN ('active_leases', 'lease_starts_per_minute')) THEN
         PERFORM leasehold_internal.grant_starts(company_ids, subject_ids);
     END IF;
+    IF EXISTS (SELECT FROM leasehold.plugins AS g WHERE g.status IN ('installed', 'error')) THEN
+        PERFORM leasehold_internal.hold_unready(company_ids, subject_ids);
+    END IF;
 
     RETURN QUERY
     WITH claimed AS (
@@ -198,6 +201,39 @@ END
 $$;
 COMMENT ON FUNCTION leasehold_internal.claim_calls(bigint, uuid[], uuid[], integer) IS
     'Claims calls for a worker and returns what is to be sent';
+
+-- Requests whose plugin has not answered initialize yet wait for it, as long as
+-- they have time; complete_initialize() lets them go on.
+CREATE FUNCTION leasehold_internal.hold_unready(company_ids uuid[], subject_ids uuid[]) RETURNS void
+    LANGUAGE plpgsql VOLATILE AS $$
+#variable_conflict use_column
+BEGIN
+    WITH held AS (
+        UPDATE leasehold_internal.calls AS c
+           SET due_at = pg_catalog.clock_timestamp() + interval '1 second', last_error = 'the plugin is not ready'
+          FROM (SELECT q.company_id, q.subject_id
+                  FROM leasehold_internal.calls AS q
+                  JOIN ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids)) AS w (company_id, subject_id)
+                    ON q.company_id = w.company_id AND q.subject_id = w.subject_id
+                  JOIN leasehold.leases AS l ON l.company_id = q.company_id AND l.id = q.subject_id
+                  JOIN leasehold.providers AS p ON p.key = q.provider
+                  JOIN leasehold.plugins AS g ON g.key = p.plugin_key
+                 WHERE q.slot = 'op' AND q.state = 'queued' AND q.operation IN ('acquire', 'resume') AND NOT q.look_up
+                   AND g.status IN ('installed', 'error') AND l.acquire_by > pg_catalog.clock_timestamp()
+                   FOR UPDATE OF q SKIP LOCKED) AS n
+         WHERE c.company_id = n.company_id AND c.subject_id = n.subject_id AND c.slot = 'op'
+        RETURNING c.company_id, c.subject_id
+    )
+    UPDATE leasehold.leases AS l SET waiting_for = 'plugin'
+      FROM (SELECT t.company_id, t.id FROM leasehold.leases AS t
+              JOIN held AS h ON h.company_id = t.company_id AND h.subject_id = t.id
+             WHERE t.waiting_for IS DISTINCT FROM 'plugin'
+               FOR NO KEY UPDATE OF t SKIP LOCKED) AS n
+     WHERE l.company_id = n.company_id AND l.id = n.id;
+END
+$$;
+COMMENT ON FUNCTION leasehold_internal.hold_unready(uuid[], uuid[]) IS
+    'Has requests wait whose plugin is not ready';
 
 -- Decides which of these requests may start under the limits.  Whoever starts
 -- something where a limit holds takes one lock, so that two cannot take the

@@ -319,6 +319,11 @@ BEGIN
          WHERE p.key = v_call.payload ->> 'plugin' AND p.status <> 'disabled';
         DELETE FROM leasehold_internal.calls AS c
          WHERE c.company_id = v_call.company_id AND c.subject_id = v_call.subject_id AND c.slot = 'op';
+        -- requests that waited for this
+        UPDATE leasehold_internal.calls AS c SET due_at = pg_catalog.clock_timestamp()
+          FROM leasehold.providers AS p
+         WHERE p.plugin_key = v_call.payload ->> 'plugin' AND c.provider = p.key AND c.slot = 'op'
+           AND c.state = 'queued' AND c.attempts = 0 AND c.operation IN ('acquire', 'resume');
         PERFORM leasehold_internal.record(leasehold_internal.no_company(), 'plugin.ready', 'plugin',
             v_call.payload ->> 'plugin',
             pg_catalog.jsonb_build_object('supportedMethods', complete_initialize.supported_methods));
