@@ -26,6 +26,7 @@
 
 #include "installation.h"
 #include "settings.h"
+#include "wake.h"
 
 PG_FUNCTION_INFO_V1(leasehold_here);
 PG_FUNCTION_INFO_V1(leasehold_current_epoch);
@@ -143,7 +144,7 @@ read_epoch(void)
 
 /*
  * Statement trigger: has every process that caches something made of this
- * table read it again.
+ * table read it again, workers at once.
  */
 Datum
 leasehold_relation_changed(PG_FUNCTION_ARGS)
@@ -151,6 +152,7 @@ leasehold_relation_changed(PG_FUNCTION_ARGS)
 	if (!CALLED_AS_TRIGGER(fcinfo))
 		elog(ERROR, "leasehold_relation_changed: not called as a trigger");
 	CacheInvalidateRelcache(((TriggerData *) fcinfo->context)->tg_relation);
+	wake_workers_at_commit();
 	return PointerGetDatum(NULL);
 }
 

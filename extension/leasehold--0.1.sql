@@ -1150,18 +1150,21 @@ BEGIN
         'issue', v_issue.id::text,
         pg_catalog.jsonb_build_object('status', v_issue.status, 'closed', v_issue.closed), issue_id => v_issue.id);
     IF v_issue.closed THEN
-        -- leases that a run still holds end with their run
+        -- a lease that a run holds ends with its run, and is not parked then
         PERFORM leasehold_internal.end_company_leases(v_company,
             ARRAY(SELECT l.id FROM leasehold.leases AS l
-                   WHERE l.company_id = v_company AND l.issue_id = v_issue.id AND l.policy <> 'ephemeral'
-                     AND l.status = 'retained'),
+                   WHERE l.company_id = v_company AND l.issue_id = v_issue.id
+                     AND (l.status = 'retained' OR l.run_id IS NULL AND leasehold_internal.may_have_resource(l.status))),
             'released', 'delete', 'issue_terminal_' || v_issue.status);
+        UPDATE leasehold.leases AS l SET policy = 'ephemeral'
+         WHERE l.company_id = v_company AND l.issue_id = v_issue.id AND l.policy <> 'ephemeral'
+           AND l.status IN ('acquiring', 'active', 'resuming');
     END IF;
     RETURN v_issue.id;
 END
 $$;
 SELECT leasehold_internal.publish('leasehold_internal.upsert_issue', 'instant',
-    'makes an issue known or changes it; closing it removes the resources parked for it', 'leasehold_app');
+    'makes an issue known or changes it; closing it ends its leases, those of running runs with their run', 'leasehold_app');
 -- 20_plugins.sql: plugins, the providers that they offer, and which companies
 -- may use which provider.
 --
@@ -2093,8 +2096,8 @@ CREATE INDEX leases_live_by_agent ON leasehold.leases (company_id, agent_id)
     WHERE agent_id IS NOT NULL AND status IN ('acquiring', 'active', 'releasing', 'retained', 'resuming', 'pending_cleanup', 'irrevocable');
 CREATE INDEX leases_live_by_workspace ON leasehold.leases (company_id, execution_workspace_id)
     WHERE execution_workspace_id IS NOT NULL AND status IN ('acquiring', 'active', 'releasing', 'retained', 'resuming', 'pending_cleanup', 'irrevocable');
-CREATE INDEX leases_parked_by_issue ON leasehold.leases (company_id, issue_id)
-    WHERE issue_id IS NOT NULL AND status = 'retained';
+CREATE INDEX leases_live_by_issue ON leasehold.leases (company_id, issue_id)
+    WHERE issue_id IS NOT NULL AND status IN ('acquiring', 'active', 'releasing', 'retained', 'resuming', 'pending_cleanup', 'irrevocable');
 CREATE INDEX leases_by_request_time ON leasehold.leases USING brin (requested_at);
 ALTER TABLE leasehold.leases SET (autovacuum_vacuum_scale_factor = 0.05, autovacuum_analyze_scale_factor = 0.02);
 
@@ -2123,6 +2126,15 @@ CREATE INDEX provider_resources_by_lease ON leasehold_internal.provider_resource
 SELECT leasehold_internal.protect('leasehold.leases', 'viewer');
 SELECT leasehold_internal.protect('leasehold.lease_metadata', 'user');
 SELECT leasehold_internal.protect('leasehold_internal.provider_resources', 'viewer');
+
+-- When an active or parked lease ends by itself.
+CREATE FUNCTION leasehold_internal.lease_deadline(
+        status leasehold.lease_status, expires_at timestamptz, last_used_at timestamptz, idle_timeout interval)
+    RETURNS timestamptz LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN CASE WHEN status = 'active' THEN LEAST(expires_at, last_used_at + idle_timeout)
+                WHEN status = 'retained' THEN expires_at END;
+COMMENT ON FUNCTION leasehold_internal.lease_deadline(leasehold.lease_status, timestamptz, timestamptz, interval) IS
+    'When an active or parked lease ends by itself';
 
 -- The life cycle.
 
@@ -2804,7 +2816,7 @@ BEGIN
     SELECT v_company, v_id, import_lease.metadata WHERE import_lease.metadata IS NOT NULL;
     INSERT INTO leasehold_internal.calls (company_id, subject_id, slot, operation, shard, due_at)
     SELECT l.company_id, l.id, 'timer', 'lease_deadline', leasehold_internal.shard_of(l.company_id),
-           leasehold_internal.lease_deadline(l)
+           leasehold_internal.lease_deadline(l.status, l.expires_at, l.last_used_at, l.idle_timeout)
       FROM leasehold.leases AS l WHERE l.company_id = v_company AND l.id = v_id;
     PERFORM leasehold_internal.record(v_company, 'environment.lease_imported', 'environment_lease', v_id::text,
         pg_catalog.jsonb_build_object('environmentId', v_environment.id, 'provider', v_environment.provider,
@@ -2815,13 +2827,6 @@ END
 $$;
 SELECT leasehold_internal.publish('leasehold_internal.import_lease', 'instant',
     'puts a resource that exists at the provider already under a lease', 'leasehold_app');
-
--- When an active lease ends by itself.
-CREATE FUNCTION leasehold_internal.lease_deadline(lease leasehold.leases) RETURNS timestamptz
-    LANGUAGE sql IMMUTABLE AS $$
-    SELECT LEAST((lease).expires_at, (lease).last_used_at + (lease).idle_timeout)
-$$;
-COMMENT ON FUNCTION leasehold_internal.lease_deadline(leasehold.leases) IS 'When an active lease ends by itself';
 
 CREATE FUNCTION leasehold_internal.retry_lease(lease_id uuid, company text DEFAULT NULL) RETURNS text
     LANGUAGE plpgsql VOLATILE AS $$
@@ -3805,7 +3810,12 @@ BEGIN
                last_used_at = CASE WHEN s.step = 'activate' THEN pg_catalog.clock_timestamp() ELSE l.last_used_at END,
                provider_expires_at = CASE WHEN s.outcome = 'ok' AND s.step IN ('activate', 'dispose') THEN s.expires_at
                                           ELSE l.provider_expires_at END,
-               expires_at = CASE WHEN s.step = 'activate' THEN
+               -- a parked resource waits for its next use as long as a lease may live
+               expires_at = CASE WHEN s.step = 'end' AND l.end_status = 'retained' THEN
+                   pg_catalog.clock_timestamp()
+                   + CASE WHEN v_ceilings THEN leasehold_internal.ttl_ceiling(l.company_id, l.environment_id, l.provider)
+                          ELSE interval '24 hours' END
+                   WHEN s.step = 'activate' THEN
                    LEAST(pg_catalog.clock_timestamp()
                          + LEAST(l.ttl, CASE WHEN v_ceilings THEN leasehold_internal.ttl_ceiling(l.company_id, l.environment_id, l.provider)
                                          ELSE interval '24 hours' END),
@@ -3835,7 +3845,7 @@ BEGIN
          USING lease AS l
          WHERE c.company_id = l.company_id AND c.subject_id = l.id
            AND (c.slot = 'op' AND l.step IN ('activate', 'fail', 'end', 'irrevocable')
-                OR c.slot = 'timer' AND l.step IN ('fail', 'end', 'irrevocable', 'dispose'))
+                OR c.slot = 'timer' AND l.step IN ('fail', 'end', 'irrevocable', 'dispose') AND l.status <> 'retained')
     ), next AS (
         UPDATE leasehold_internal.calls AS c
            SET state = 'queued', worker_epoch = NULL, generation = l.generation,
@@ -3854,8 +3864,8 @@ BEGIN
     ), timer AS (
         INSERT INTO leasehold_internal.calls AS c (company_id, subject_id, slot, operation, shard, due_at, generation)
         SELECT l.company_id, l.id, 'timer', 'lease_deadline', leasehold_internal.shard_of(l.company_id),
-               LEAST(l.expires_at, l.last_used_at + l.idle_timeout), l.generation
-          FROM lease AS l WHERE l.step = 'activate'
+               leasehold_internal.lease_deadline(l.status, l.expires_at, l.last_used_at, l.idle_timeout), l.generation
+          FROM lease AS l WHERE l.step = 'activate' OR l.status = 'retained'
         ON CONFLICT (company_id, subject_id, slot) DO UPDATE SET due_at = excluded.due_at, state = 'queued'
     ), stray AS (
         -- a parked resource that could not be resumed is removed on its own
@@ -4023,18 +4033,19 @@ BEGIN
         SELECT s.reason, s.code, s.end_status, pg_catalog.array_agg(s.company_id) AS companies,
                pg_catalog.array_agg(s.id) AS ids
           FROM (SELECT l.company_id, l.id,
-                       CASE WHEN l.status <> 'active' THEN 'failed' ELSE 'expired' END AS end_status,
-                       CASE WHEN l.status <> 'active' THEN COALESCE('waited too long for ' || l.waiting_for, 'no resource was got in time')
+                       CASE WHEN l.status = 'acquiring' THEN 'failed' ELSE 'expired' END AS end_status,
+                       CASE WHEN l.status = 'acquiring' THEN COALESCE('waited too long for ' || l.waiting_for, 'no resource was got in time')
+                            WHEN l.status = 'retained' THEN 'retention_over'
                             WHEN l.expires_at <= pg_catalog.clock_timestamp() THEN 'lease_expired'
                             ELSE 'idle_timeout' END AS reason,
-                       CASE WHEN l.status <> 'active'
+                       CASE WHEN l.status = 'acquiring'
                             THEN CASE WHEN l.waiting_for IS NULL THEN 'acquire_timeout' ELSE 'quota_exceeded' END END AS code
                   FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids)) AS w (company_id, id)
                  CROSS JOIN LATERAL (SELECT * FROM leasehold.leases AS x
                                       WHERE x.company_id = w.company_id AND x.id = w.id
                                         FOR NO KEY UPDATE SKIP LOCKED) AS l
-                 WHERE l.status = 'active'
-                       AND LEAST(l.expires_at, l.last_used_at + l.idle_timeout) <= pg_catalog.clock_timestamp()
+                 WHERE leasehold_internal.lease_deadline(l.status, l.expires_at, l.last_used_at, l.idle_timeout)
+                       <= pg_catalog.clock_timestamp()
                     OR l.status = 'acquiring' AND l.acquire_by <= pg_catalog.clock_timestamp()
                        AND EXISTS (SELECT FROM leasehold_internal.calls AS c
                                     WHERE c.company_id = l.company_id AND c.subject_id = l.id AND c.slot = 'op'
@@ -4053,7 +4064,8 @@ BEGIN
     WITH due AS (
         SELECT c.company_id, c.subject_id, c.operation,
                CASE c.operation WHEN 'lease_deadline' THEN
-                    (SELECT CASE WHEN l.status = 'active' THEN LEAST(l.expires_at, l.last_used_at + l.idle_timeout)
+                    (SELECT CASE WHEN l.status IN ('active', 'retained')
+                                 THEN leasehold_internal.lease_deadline(l.status, l.expires_at, l.last_used_at, l.idle_timeout)
                                  WHEN l.status IN ('acquiring', 'resuming') THEN GREATEST(l.acquire_by, pg_catalog.clock_timestamp() + interval '1 second') END
                        FROM leasehold.leases AS l WHERE l.company_id = c.company_id AND l.id = c.subject_id)
                ELSE (SELECT r.heartbeat_at + r.heartbeat_timeout FROM leasehold_internal.runs AS r
@@ -4136,8 +4148,8 @@ BEGIN
          WHERE l.status IN ('acquiring', 'resuming', 'releasing', 'pending_cleanup')
         UNION ALL
         SELECT l.company_id, l.id, 'timer', '', l.generation, 'lease_deadline', false,
-               LEAST(l.expires_at, l.last_used_at + l.idle_timeout)
-          FROM leasehold.leases AS l WHERE l.status = 'active'
+               leasehold_internal.lease_deadline(l.status, l.expires_at, l.last_used_at, l.idle_timeout)
+          FROM leasehold.leases AS l WHERE l.status IN ('active', 'retained')
         UNION ALL
         SELECT r.company_id, r.id, 'timer', '', 1, 'run_deadline', false, r.heartbeat_at + r.heartbeat_timeout
           FROM leasehold_internal.runs AS r WHERE r.status = 'running'
@@ -4642,20 +4654,41 @@ $$;
 SELECT leasehold_internal.publish('leasehold_internal.doctor', 'instant',
     'what is wrong with the installation, and what to do about it', 'leasehold_admin');
 
+-- Leases of all companies by status; for those who watch the installation.  Its
+-- owner is the worker's role, which sees all rows; it tells nobody whose they are.
+CREATE FUNCTION leasehold_internal.all_live_leases(OUT status text, OUT count bigint) RETURNS SETOF record
+    LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    SELECT l.status::text, count(*) FROM leasehold.leases AS l
+     WHERE l.status IN ('acquiring', 'active', 'releasing', 'retained', 'resuming', 'pending_cleanup', 'irrevocable')
+     GROUP BY 1
+$$;
+COMMENT ON FUNCTION leasehold_internal.all_live_leases() IS 'Leases of all companies by status';
+
 CREATE FUNCTION leasehold_internal.metrics(
         OUT name text, OUT type text, OUT labels jsonb, OUT value double precision)
     RETURNS SETOF record LANGUAGE plpgsql STABLE AS $$
 #variable_conflict use_column
+DECLARE
+    v_watcher boolean := leasehold_internal.is_admin()
+                         OR pg_catalog.pg_has_role(leasehold.acting_role(), 'pg_monitor', 'USAGE');
 BEGIN
     RETURN QUERY
+    SELECT 'leasehold_leases'::text, 'gauge'::text, pg_catalog.jsonb_build_object('status', s.status),
+           COALESCE(a.count, 0)::double precision
+      FROM pg_catalog.unnest(ARRAY['acquiring', 'active', 'releasing', 'retained', 'resuming', 'pending_cleanup',
+                                   'irrevocable']) AS s (status)
+      LEFT JOIN leasehold_internal.all_live_leases() AS a ON a.status = s.status
+     WHERE v_watcher
+    UNION ALL
     SELECT 'leasehold_leases'::text, 'gauge'::text, pg_catalog.jsonb_build_object('status', s.status),
            pg_catalog.count(l.id)::double precision
       FROM pg_catalog.unnest(ARRAY['acquiring', 'active', 'releasing', 'retained', 'resuming', 'pending_cleanup',
                                    'irrevocable']) AS s (status)
       LEFT JOIN leasehold.leases AS l ON l.status = s.status
        AND l.status IN ('acquiring', 'active', 'releasing', 'retained', 'resuming', 'pending_cleanup', 'irrevocable')
+     WHERE NOT v_watcher
      GROUP BY s.status;
-    IF leasehold_internal.is_admin() THEN
+    IF v_watcher THEN
         RETURN QUERY
         SELECT m.name, m.type, pg_catalog.jsonb_build_object('part', w.part), m.value
           FROM leasehold_internal.worker_states() AS w,
@@ -4678,8 +4711,8 @@ BEGIN
 END
 $$;
 SELECT leasehold_internal.publish('leasehold_internal.metrics', 'instant',
-    'figures for Prometheus, about the companies that the caller may see; for leasehold_admin also the workers''',
-    'leasehold_admin', 'leasehold_app', 'leasehold_auditor');
+    'figures for Prometheus, about the companies that the caller may see; for leasehold_admin and pg_monitor about all, and the workers',
+    'leasehold_admin', 'leasehold_app', 'leasehold_auditor', 'pg_monitor');
 
 -- Housekeeping: plain functions whose clock the worker is.
 
@@ -4738,10 +4771,12 @@ BEGIN
 END
 $$;
 
--- counts over all companies: see its comment
+-- these count over all companies: see their comments
 ALTER FUNCTION leasehold_internal.occupied_slots(uuid, uuid, text) OWNER TO leasehold_worker;
+ALTER FUNCTION leasehold_internal.all_live_leases() OWNER TO leasehold_worker;
 
 -- Nobody may do anything, except:
+GRANT USAGE ON SCHEMA leasehold TO pg_monitor;
 REVOKE ALL ON ALL TABLES IN SCHEMA leasehold, leasehold_internal FROM PUBLIC;
 REVOKE ALL ON ALL SEQUENCES IN SCHEMA leasehold, leasehold_internal FROM PUBLIC;
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA leasehold_internal FROM PUBLIC;
@@ -4765,7 +4800,8 @@ GRANT INSERT ON leasehold.audit_events TO leasehold_worker;
 GRANT UPDATE ON leasehold.plugins TO leasehold_worker;
 GRANT USAGE ON SEQUENCE leasehold_internal.worker_epoch TO leasehold_worker;
 GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA leasehold_internal TO leasehold_worker;
-GRANT EXECUTE ON FUNCTION leasehold_internal.occupied_slots(uuid, uuid, text) TO leasehold_owner;
+GRANT EXECUTE ON FUNCTION leasehold_internal.occupied_slots(uuid, uuid, text), leasehold_internal.all_live_leases()
+    TO leasehold_owner;
 REVOKE EXECUTE ON FUNCTION leasehold_internal.publish(regproc, text, text, text[]),
     leasehold_internal.protect(regclass, text, text) FROM leasehold_worker;
 

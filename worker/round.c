@@ -26,7 +26,6 @@
 #include "storage/condition_variable.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
-#include "utils/inval.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
@@ -173,7 +172,11 @@ round_check(void)
 	MemoryContextReset(round_context);
 	MemoryContextSwitchTo(round_context);
 
-	AcceptInvalidationMessages();
+	/* beginning a transaction takes in what others changed */
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(round_context);
 	if (installation_seen == installation_change_count() && installation_state != ROUND_NO_EXTENSION)
 		return installation_state;
 	if (!in_transaction("looking at the installation", check_work, &state))
@@ -322,8 +325,11 @@ round_give_back(void)
 
 	MemoryContextReset(round_context);
 	/* answers that are here are stored; what is still out is not waited for */
-	if (worker.finished_count > 0)
-		(void) round_run(ROUND_HELD, false);
+	for (int left = worker.finished_count + 1; worker.finished_count > 0 && worker.finished_count < left;)
+	{
+		left = worker.finished_count;
+		(void) round_run(ROUND_PAUSED, false);
+	}
 	if (!dlist_is_empty(&worker.out))
 		(void) in_transaction("giving calls back", give_back_work, NULL);
 	dlist_foreach_modify(iter, &worker.out)

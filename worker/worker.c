@@ -81,10 +81,11 @@ leasehold_worker_main(Datum main_arg)
 	dlist_init(&worker.finished);
 	dlist_init(&worker.out);
 	worker_attach(DatumGetObjectId(main_arg), part);
+	/* ending without complaint tells the launcher that it need not try again */
 	if (round_check() == ROUND_NO_EXTENSION)
 	{
 		worker.database->wanted = false;
-		proc_exit(1);
+		proc_exit(0);
 	}
 	worker.database->wanted = true;
 
@@ -268,7 +269,7 @@ worker_loop(void)
 			if (state == ROUND_NO_EXTENSION)
 			{
 				worker.database->wanted = false;
-				proc_exit(1);
+				proc_exit(0);
 			}
 			if (state == ROUND_SERVING && was != ROUND_SERVING && was != ROUND_PAUSED)
 			{

@@ -156,7 +156,12 @@ BEGIN
                last_used_at = CASE WHEN s.step = 'activate' THEN pg_catalog.clock_timestamp() ELSE l.last_used_at END,
                provider_expires_at = CASE WHEN s.outcome = 'ok' AND s.step IN ('activate', 'dispose') THEN s.expires_at
                                           ELSE l.provider_expires_at END,
-               expires_at = CASE WHEN s.step = 'activate' THEN
+               -- a parked resource waits for its next use as long as a lease may live
+               expires_at = CASE WHEN s.step = 'end' AND l.end_status = 'retained' THEN
+                   pg_catalog.clock_timestamp()
+                   + CASE WHEN v_ceilings THEN leasehold_internal.ttl_ceiling(l.company_id, l.environment_id, l.provider)
+                          ELSE interval '24 hours' END
+                   WHEN s.step = 'activate' THEN
                    LEAST(pg_catalog.clock_timestamp()
                          + LEAST(l.ttl, CASE WHEN v_ceilings THEN leasehold_internal.ttl_ceiling(l.company_id, l.environment_id, l.provider)
                                          ELSE interval '24 hours' END),
@@ -186,7 +191,7 @@ BEGIN
          USING lease AS l
          WHERE c.company_id = l.company_id AND c.subject_id = l.id
            AND (c.slot = 'op' AND l.step IN ('activate', 'fail', 'end', 'irrevocable')
-                OR c.slot = 'timer' AND l.step IN ('fail', 'end', 'irrevocable', 'dispose'))
+                OR c.slot = 'timer' AND l.step IN ('fail', 'end', 'irrevocable', 'dispose') AND l.status <> 'retained')
     ), next AS (
         UPDATE leasehold_internal.calls AS c
            SET state = 'queued', worker_epoch = NULL, generation = l.generation,
@@ -205,8 +210,8 @@ BEGIN
     ), timer AS (
         INSERT INTO leasehold_internal.calls AS c (company_id, subject_id, slot, operation, shard, due_at, generation)
         SELECT l.company_id, l.id, 'timer', 'lease_deadline', leasehold_internal.shard_of(l.company_id),
-               LEAST(l.expires_at, l.last_used_at + l.idle_timeout), l.generation
-          FROM lease AS l WHERE l.step = 'activate'
+               leasehold_internal.lease_deadline(l.status, l.expires_at, l.last_used_at, l.idle_timeout), l.generation
+          FROM lease AS l WHERE l.step = 'activate' OR l.status = 'retained'
         ON CONFLICT (company_id, subject_id, slot) DO UPDATE SET due_at = excluded.due_at, state = 'queued'
     ), stray AS (
         -- a parked resource that could not be resumed is removed on its own

@@ -17,18 +17,19 @@ BEGIN
         SELECT s.reason, s.code, s.end_status, pg_catalog.array_agg(s.company_id) AS companies,
                pg_catalog.array_agg(s.id) AS ids
           FROM (SELECT l.company_id, l.id,
-                       CASE WHEN l.status <> 'active' THEN 'failed' ELSE 'expired' END AS end_status,
-                       CASE WHEN l.status <> 'active' THEN COALESCE('waited too long for ' || l.waiting_for, 'no resource was got in time')
+                       CASE WHEN l.status = 'acquiring' THEN 'failed' ELSE 'expired' END AS end_status,
+                       CASE WHEN l.status = 'acquiring' THEN COALESCE('waited too long for ' || l.waiting_for, 'no resource was got in time')
+                            WHEN l.status = 'retained' THEN 'retention_over'
                             WHEN l.expires_at <= pg_catalog.clock_timestamp() THEN 'lease_expired'
                             ELSE 'idle_timeout' END AS reason,
-                       CASE WHEN l.status <> 'active'
+                       CASE WHEN l.status = 'acquiring'
                             THEN CASE WHEN l.waiting_for IS NULL THEN 'acquire_timeout' ELSE 'quota_exceeded' END END AS code
                   FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids)) AS w (company_id, id)
                  CROSS JOIN LATERAL (SELECT * FROM leasehold.leases AS x
                                       WHERE x.company_id = w.company_id AND x.id = w.id
                                         FOR NO KEY UPDATE SKIP LOCKED) AS l
-                 WHERE l.status = 'active'
-                       AND LEAST(l.expires_at, l.last_used_at + l.idle_timeout) <= pg_catalog.clock_timestamp()
+                 WHERE leasehold_internal.lease_deadline(l.status, l.expires_at, l.last_used_at, l.idle_timeout)
+                       <= pg_catalog.clock_timestamp()
                     OR l.status = 'acquiring' AND l.acquire_by <= pg_catalog.clock_timestamp()
                        AND EXISTS (SELECT FROM leasehold_internal.calls AS c
                                     WHERE c.company_id = l.company_id AND c.subject_id = l.id AND c.slot = 'op'
@@ -47,7 +48,8 @@ BEGIN
     WITH due AS (
         SELECT c.company_id, c.subject_id, c.operation,
                CASE c.operation WHEN 'lease_deadline' THEN
-                    (SELECT CASE WHEN l.status = 'active' THEN LEAST(l.expires_at, l.last_used_at + l.idle_timeout)
+                    (SELECT CASE WHEN l.status IN ('active', 'retained')
+                                 THEN leasehold_internal.lease_deadline(l.status, l.expires_at, l.last_used_at, l.idle_timeout)
                                  WHEN l.status IN ('acquiring', 'resuming') THEN GREATEST(l.acquire_by, pg_catalog.clock_timestamp() + interval '1 second') END
                        FROM leasehold.leases AS l WHERE l.company_id = c.company_id AND l.id = c.subject_id)
                ELSE (SELECT r.heartbeat_at + r.heartbeat_timeout FROM leasehold_internal.runs AS r
