@@ -1,3 +1,4 @@
+# shellcheck shell=sh
 # Shared by the scripts in dev/: messages, packages, the ordinary user that
 # builds and runs servers, and the private PostgreSQL installation inside the
 # work directory.  Nothing outside the work directory is changed except by
