@@ -108,9 +108,15 @@ caller_role(void)
 {
 	Oid			user = GetUserId();
 
-	if (current_frame != NULL && current_frame->owner == user)
+	if (caller_is_within_gate())
 		return current_frame->caller;
 	return user;
+}
+
+bool
+caller_is_within_gate(void)
+{
+	return current_frame != NULL && current_frame->owner == GetUserId();
 }
 
 /*
@@ -295,7 +301,7 @@ leasehold_visible_companies(PG_FUNCTION_ARGS)
 {
 	MemberLevel level = membership_parse_level(text_to_cstring(PG_GETARG_TEXT_PP(0)));
 	const MembershipList *list = membership_of_role(caller_role());
-	bool		in_frame = current_frame != NULL && current_frame->owner == GetUserId();
+	bool		in_frame = caller_is_within_gate();
 	bool		admin_sees = list->admin && level == LEVEL_VIEWER;
 	pg_uuid_t	scope;
 	Datum	   *ids = NULL;

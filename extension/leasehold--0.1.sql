@@ -2502,12 +2502,11 @@ BEGIN
                     WHEN l.policy = 'reuse_by_environment' AND end_leases.end_status = 'released' THEN 'stop'
                     WHEN l.policy = 'retain_on_failure' AND end_leases.end_status = 'failed' THEN 'stop'
                     ELSE 'delete' END AS new_disposition
-          FROM leasehold.leases AS l
-          JOIN ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(lease_ids)) AS w (company_id, id)
-            ON l.company_id = w.company_id AND l.id = w.id
+          FROM (SELECT * FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(lease_ids)) AS k (company_id, id)
+                 ORDER BY 1, 2) AS w
+         CROSS JOIN LATERAL (SELECT * FROM leasehold.leases AS x
+                              WHERE x.company_id = w.company_id AND x.id = w.id FOR NO KEY UPDATE) AS l
          WHERE l.status IN ('acquiring', 'active', 'resuming', 'retained')
-         ORDER BY l.company_id, l.id
-           FOR NO KEY UPDATE OF l
     ), never_sent AS (
         DELETE FROM leasehold_internal.calls AS c
          USING target AS t
@@ -3207,8 +3206,9 @@ BEGIN
 
     SELECT pg_catalog.array_agg(l.company_id), pg_catalog.array_agg(l.id) INTO v_companies, v_leases
       FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(run_ids)) AS w (company_id, id)
-      JOIN leasehold.leases AS l ON l.company_id = w.company_id AND l.run_id = w.id
-     WHERE l.status IN ('acquiring', 'active', 'resuming');
+     CROSS JOIN LATERAL (SELECT x.company_id, x.id FROM leasehold.leases AS x
+                          WHERE x.company_id = w.company_id AND x.run_id = w.id
+                            AND x.status IN ('acquiring', 'active', 'resuming') OFFSET 0) AS l;
     IF FOUND AND v_leases IS NOT NULL THEN
         PERFORM leasehold_internal.end_leases(v_companies, v_leases,
             leasehold_internal.lease_end_of_run(end_runs.status), NULL, end_runs.error, end_runs.error_code);
@@ -3228,12 +3228,12 @@ DECLARE
 BEGIN
     -- whoever holds a run's row is about to say that it is alive, or has ended
     SELECT pg_catalog.array_agg(s.company_id), pg_catalog.array_agg(s.id) INTO v_companies, v_runs
-      FROM (SELECT r.company_id, r.id FROM leasehold_internal.runs AS r
-              JOIN ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(run_ids)) AS w (company_id, id)
-                ON r.company_id = w.company_id AND r.id = w.id
-             WHERE r.status = 'running' AND r.heartbeat_at + r.heartbeat_timeout <= pg_catalog.clock_timestamp()
-             ORDER BY r.company_id, r.id
-               FOR NO KEY UPDATE OF r SKIP LOCKED) AS s;
+      FROM (SELECT r.*
+              FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(run_ids)) AS w (company_id, id)
+             CROSS JOIN LATERAL (SELECT * FROM leasehold_internal.runs AS x
+                                  WHERE x.company_id = w.company_id AND x.id = w.id
+                                    FOR NO KEY UPDATE SKIP LOCKED) AS r) AS s
+     WHERE s.status = 'running' AND s.heartbeat_at + s.heartbeat_timeout <= pg_catalog.clock_timestamp();
     IF v_runs IS NULL THEN
         RETURN 0;
     END IF;
@@ -3369,13 +3369,13 @@ BEGIN
         UPDATE leasehold_internal.calls AS c
            SET state = 'started', worker_epoch = epoch, started_at = pg_catalog.clock_timestamp(),
                attempts = c.attempts + 1, granted = true
-          FROM (SELECT q.company_id, q.subject_id
-                  FROM leasehold_internal.calls AS q
-                  JOIN ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids)) AS w (company_id, subject_id)
-                    ON q.company_id = w.company_id AND q.subject_id = w.subject_id
-                 WHERE q.slot = 'op' AND q.state = 'queued' AND q.due_at <= pg_catalog.clock_timestamp()
-                   FOR UPDATE OF q SKIP LOCKED) AS p
+          FROM (SELECT q.company_id, q.subject_id, q.state, q.due_at
+                  FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids)) AS w (company_id, subject_id)
+                 CROSS JOIN LATERAL (SELECT * FROM leasehold_internal.calls AS x
+                                      WHERE x.company_id = w.company_id AND x.subject_id = w.subject_id AND x.slot = 'op'
+                                        FOR UPDATE SKIP LOCKED) AS q) AS p
          WHERE c.company_id = p.company_id AND c.subject_id = p.subject_id AND c.slot = 'op'
+           AND p.state = 'queued' AND p.due_at <= pg_catalog.clock_timestamp()
         RETURNING c.*
     )
     SELECT c.company_id, c.subject_id, c.generation, c.operation::text,
@@ -3480,15 +3480,15 @@ BEGIN
         UPDATE leasehold_internal.calls AS c
            SET due_at = pg_catalog.clock_timestamp() + interval '1 second', last_error = 'the plugin is not ready'
           FROM (SELECT q.company_id, q.subject_id
-                  FROM leasehold_internal.calls AS q
-                  JOIN ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids)) AS w (company_id, subject_id)
-                    ON q.company_id = w.company_id AND q.subject_id = w.subject_id
+                  FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids)) AS w (company_id, subject_id)
+                 CROSS JOIN LATERAL (SELECT * FROM leasehold_internal.calls AS x
+                                      WHERE x.company_id = w.company_id AND x.subject_id = w.subject_id AND x.slot = 'op'
+                                        FOR UPDATE SKIP LOCKED) AS q
                   JOIN leasehold.leases AS l ON l.company_id = q.company_id AND l.id = q.subject_id
                   JOIN leasehold.providers AS p ON p.key = q.provider
                   JOIN leasehold.plugins AS g ON g.key = p.plugin_key
-                 WHERE q.slot = 'op' AND q.state = 'queued' AND q.operation IN ('acquire', 'resume') AND NOT q.look_up
-                   AND g.status IN ('installed', 'error') AND l.acquire_by > pg_catalog.clock_timestamp()
-                   FOR UPDATE OF q SKIP LOCKED) AS n
+                 WHERE q.state = 'queued' AND q.operation IN ('acquire', 'resume') AND NOT q.look_up
+                   AND g.status IN ('installed', 'error') AND l.acquire_by > pg_catalog.clock_timestamp()) AS n
          WHERE c.company_id = n.company_id AND c.subject_id = n.subject_id AND c.slot = 'op'
         RETURNING c.company_id, c.subject_id
     )
@@ -3515,13 +3515,13 @@ BEGIN
 
     WITH candidate AS (
         SELECT c.company_id, c.subject_id, c.queued_at, l.environment_id, c.provider, l.acquire_by, l.fail_on_limit
-          FROM leasehold_internal.calls AS c
-          JOIN ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids)) AS w (company_id, subject_id)
-            ON c.company_id = w.company_id AND c.subject_id = w.subject_id
+          FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids)) AS w (company_id, subject_id)
+         CROSS JOIN LATERAL (SELECT * FROM leasehold_internal.calls AS x
+                              WHERE x.company_id = w.company_id AND x.subject_id = w.subject_id AND x.slot = 'op'
+                                FOR UPDATE SKIP LOCKED) AS c
           JOIN leasehold.leases AS l ON l.company_id = c.company_id AND l.id = c.subject_id
-         WHERE c.slot = 'op' AND c.operation = 'acquire' AND c.state = 'queued' AND NOT c.granted
+         WHERE c.operation = 'acquire' AND c.state = 'queued' AND NOT c.granted
            AND c.due_at <= pg_catalog.clock_timestamp()
-           FOR UPDATE OF c SKIP LOCKED
     ), room AS (
         SELECT m.*, m.value - CASE m.name
                    WHEN 'active_leases' THEN leasehold_internal.occupied_slots(m.company_id, m.environment_id, m.provider)
@@ -3709,29 +3709,27 @@ CREATE FUNCTION leasehold_internal.complete_calls(
     LANGUAGE plpgsql VOLATILE ROWS 100 AS $$
 #variable_conflict use_column
 DECLARE
-    v_company uuid[];
-    v_lease   uuid[];
+    v_locked boolean[];
 BEGIN
     -- first the locks, then, in a later snapshot, the rows
-    SELECT pg_catalog.array_agg(s.company_id), pg_catalog.array_agg(s.id) INTO v_company, v_lease
-      FROM (SELECT l.company_id, l.id
-              FROM leasehold.leases AS l
-              JOIN ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids)) AS w (company_id, id)
-                ON l.company_id = w.company_id AND l.id = w.id
-             ORDER BY l.company_id, l.id
-               FOR NO KEY UPDATE OF l SKIP LOCKED) AS s;
+    SELECT pg_catalog.array_agg(l.id IS NOT NULL ORDER BY w.nr) INTO v_locked
+      FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids)) WITH ORDINALITY AS w (company_id, id, nr)
+      LEFT JOIN LATERAL (SELECT x.id FROM leasehold.leases AS x
+                          WHERE x.company_id = w.company_id AND x.id = w.id
+                            FOR NO KEY UPDATE SKIP LOCKED) AS l ON true;
 
     -- a resource that another lease holds is not this one's
     INSERT INTO leasehold_internal.provider_resources AS r (provider, provider_lease_id, company_id, lease_id)
     SELECT l.provider, a.provider_lease_id, l.company_id, l.id
-      FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids), pg_catalog.unnest(generations), pg_catalog.unnest(outcomes), pg_catalog.unnest(provider_lease_ids))
-           AS a (company_id, id, generation, outcome, provider_lease_id)
-      JOIN ROWS FROM (pg_catalog.unnest(v_company), pg_catalog.unnest(v_lease)) AS w (company_id, id) ON w.company_id = a.company_id AND w.id = a.id
-      JOIN leasehold.leases AS l ON l.company_id = a.company_id AND l.id = a.id AND l.generation = a.generation
-      JOIN leasehold_internal.calls AS c
-        ON c.company_id = l.company_id AND c.subject_id = l.id AND c.slot = 'op'
-       AND c.state = 'started' AND c.worker_epoch = epoch AND c.operation = 'acquire'
-     WHERE a.outcome = 'ok' AND a.provider_lease_id IS NOT NULL
+      FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids), pg_catalog.unnest(generations),
+                      pg_catalog.unnest(outcomes), pg_catalog.unnest(provider_lease_ids), pg_catalog.unnest(v_locked))
+           AS a (company_id, id, generation, outcome, provider_lease_id, locked)
+     CROSS JOIN LATERAL (SELECT * FROM leasehold.leases AS x
+                          WHERE x.company_id = a.company_id AND x.id = a.id OFFSET 0) AS l
+     CROSS JOIN LATERAL (SELECT * FROM leasehold_internal.calls AS x
+                          WHERE x.company_id = a.company_id AND x.subject_id = a.id AND x.slot = 'op' OFFSET 0) AS c
+     WHERE a.locked AND a.outcome = 'ok' AND a.provider_lease_id IS NOT NULL AND l.generation = a.generation
+       AND c.operation = 'acquire' AND c.state = 'started' AND c.worker_epoch = epoch
     ON CONFLICT DO NOTHING;
 
     RETURN QUERY
@@ -3746,14 +3744,17 @@ BEGIN
                    COALESCE(l.acquire_by > pg_catalog.clock_timestamp(), true),
                    a.outcome <> 'unknown' OR leasehold_internal.provider_looks_up(l.provider),
                    acquire_attempts, cleanup_attempts) AS decision
-          FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids), pg_catalog.unnest(generations), pg_catalog.unnest(outcomes), pg_catalog.unnest(provider_lease_ids), pg_catalog.unnest(metadatas), pg_catalog.unnest(expirations), pg_catalog.unnest(codes), pg_catalog.unnest(messages), pg_catalog.unnest(retry_after_ms))
+          FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids), pg_catalog.unnest(generations),
+                          pg_catalog.unnest(outcomes), pg_catalog.unnest(provider_lease_ids), pg_catalog.unnest(metadatas),
+                          pg_catalog.unnest(expirations), pg_catalog.unnest(codes), pg_catalog.unnest(messages),
+                          pg_catalog.unnest(retry_after_ms), pg_catalog.unnest(v_locked))
                AS a (company_id, id, generation, outcome, provider_lease_id, metadata, expires_at, code, message,
-                     retry_after_ms)
-          JOIN ROWS FROM (pg_catalog.unnest(v_company), pg_catalog.unnest(v_lease)) AS w (company_id, id) ON w.company_id = a.company_id AND w.id = a.id
-          JOIN leasehold.leases AS l ON l.company_id = a.company_id AND l.id = a.id AND l.generation = a.generation
-          JOIN leasehold_internal.calls AS c
-            ON c.company_id = l.company_id AND c.subject_id = l.id AND c.slot = 'op'
-           AND c.state = 'started' AND c.worker_epoch = epoch
+                     retry_after_ms, locked)
+         CROSS JOIN LATERAL (SELECT * FROM leasehold.leases AS x
+                              WHERE x.company_id = a.company_id AND x.id = a.id OFFSET 0) AS l
+         CROSS JOIN LATERAL (SELECT * FROM leasehold_internal.calls AS x
+                              WHERE x.company_id = a.company_id AND x.subject_id = a.id AND x.slot = 'op' OFFSET 0) AS c
+         WHERE a.locked AND l.generation = a.generation AND c.state = 'started' AND c.worker_epoch = epoch
     ), step AS MATERIALIZED (
         -- a taken resource is somebody else's: the request failed, and it must not be removed
         SELECT a.*, CASE WHEN a.taken AND a.operation = 'acquire' AND a.outcome = 'ok'
@@ -3887,12 +3888,14 @@ BEGIN
             OR l.attempts = 1 AND l.step IN ('later', 'cleanup')
     )
     SELECT a.company_id, a.id,
-           CASE WHEN l.id IS NOT NULL THEN 'applied' WHEN w.id IS NULL AND x.id IS NOT NULL THEN 'locked' ELSE 'stale' END,
+           CASE WHEN l.id IS NOT NULL THEN 'applied'
+                WHEN NOT a.locked AND EXISTS (SELECT FROM leasehold.leases AS x
+                                               WHERE x.company_id = a.company_id AND x.id = a.id) THEN 'locked'
+                ELSE 'stale' END,
            COALESCE(l.step IN ('end', 'fail'), false)
-      FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids)) AS a (company_id, id)
-      LEFT JOIN lease AS l ON l.company_id = a.company_id AND l.id = a.id
-      LEFT JOIN ROWS FROM (pg_catalog.unnest(v_company), pg_catalog.unnest(v_lease)) AS w (company_id, id) ON w.company_id = a.company_id AND w.id = a.id
-      LEFT JOIN leasehold.leases AS x ON x.company_id = a.company_id AND x.id = a.id;
+      FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids), pg_catalog.unnest(v_locked))
+           AS a (company_id, id, locked)
+      LEFT JOIN lease AS l ON l.company_id = a.company_id AND l.id = a.id;
 END
 $$;
 COMMENT ON FUNCTION leasehold_internal.complete_calls(bigint, uuid[], uuid[], integer[], text[], text[], text[],
@@ -3909,9 +3912,9 @@ BEGIN
     WITH answer AS (
         SELECT c.*, a.outcome, a.message
           FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids), pg_catalog.unnest(outcomes), pg_catalog.unnest(messages)) AS a (company_id, id, outcome, message)
-          JOIN leasehold_internal.calls AS c
-            ON c.company_id = a.company_id AND c.subject_id = a.id AND c.slot = 'op'
-           AND c.operation = 'destroy_stray' AND c.state = 'started' AND c.worker_epoch = epoch
+         CROSS JOIN LATERAL (SELECT * FROM leasehold_internal.calls AS x
+                              WHERE x.company_id = a.company_id AND x.subject_id = a.id AND x.slot = 'op' OFFSET 0) AS c
+         WHERE c.operation = 'destroy_stray' AND c.state = 'started' AND c.worker_epoch = epoch
     ), gone AS (
         DELETE FROM leasehold_internal.calls AS c USING answer AS a
          WHERE a.outcome IN ('ok', 'gone') AND c.company_id = a.company_id AND c.subject_id = a.subject_id AND c.slot = 'op'
@@ -4008,17 +4011,16 @@ BEGIN
                             ELSE 'idle_timeout' END AS reason,
                        CASE WHEN l.status <> 'active'
                             THEN CASE WHEN l.waiting_for IS NULL THEN 'acquire_timeout' ELSE 'quota_exceeded' END END AS code
-                  FROM leasehold.leases AS l
-                  JOIN ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids)) AS w (company_id, id)
-                    ON l.company_id = w.company_id AND l.id = w.id
+                  FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids)) AS w (company_id, id)
+                 CROSS JOIN LATERAL (SELECT * FROM leasehold.leases AS x
+                                      WHERE x.company_id = w.company_id AND x.id = w.id
+                                        FOR NO KEY UPDATE SKIP LOCKED) AS l
                  WHERE l.status = 'active'
                        AND LEAST(l.expires_at, l.last_used_at + l.idle_timeout) <= pg_catalog.clock_timestamp()
                     OR l.status = 'acquiring' AND l.acquire_by <= pg_catalog.clock_timestamp()
                        AND EXISTS (SELECT FROM leasehold_internal.calls AS c
                                     WHERE c.company_id = l.company_id AND c.subject_id = l.id AND c.slot = 'op'
-                                      AND c.state IN ('waiting', 'queued') AND NOT c.look_up)
-                 ORDER BY l.company_id, l.id
-                   FOR NO KEY UPDATE OF l SKIP LOCKED) AS s
+                                      AND c.state IN ('waiting', 'queued') AND NOT c.look_up)) AS s
          GROUP BY 1, 2, 3
     LOOP
         PERFORM leasehold_internal.end_leases(v_over.companies, v_over.ids, v_over.end_status, 'delete',
@@ -4039,11 +4041,10 @@ BEGIN
                ELSE (SELECT r.heartbeat_at + r.heartbeat_timeout FROM leasehold_internal.runs AS r
                       WHERE r.company_id = c.company_id AND r.id = c.subject_id AND r.status = 'running')
                END AS deadline
-          FROM leasehold_internal.calls AS c
-          JOIN ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids)) AS w (company_id, subject_id)
-            ON c.company_id = w.company_id AND c.subject_id = w.subject_id
-         WHERE c.slot = 'timer'
-           FOR UPDATE OF c SKIP LOCKED
+          FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids)) AS w (company_id, subject_id)
+         CROSS JOIN LATERAL (SELECT * FROM leasehold_internal.calls AS x
+                              WHERE x.company_id = w.company_id AND x.subject_id = w.subject_id AND x.slot = 'timer'
+                                FOR UPDATE SKIP LOCKED) AS c
     ), moved AS (
         UPDATE leasehold_internal.calls AS c
            SET due_at = GREATEST(d.deadline, pg_catalog.clock_timestamp() + interval '100 milliseconds')

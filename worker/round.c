@@ -430,8 +430,8 @@ collect_answers(Round *round)
 		if (round->answer_count == ANSWER_BATCH)
 			break;
 	}
-	round->woken = palloc((ANSWER_BATCH + DUE_BATCH_MAX) * sizeof(pg_uuid_t));
-	round->timers = palloc(DUE_BATCH_MAX * sizeof(QueueKey));
+	round->woken = palloc((ANSWER_BATCH + round->due_limit) * sizeof(pg_uuid_t));
+	round->timers = palloc(round->due_limit * sizeof(QueueKey));
 	round->taken = palloc(CLAIM_BATCH * sizeof(QueueKey));
 	round->takers = palloc(CLAIM_BATCH * sizeof(QueueProvider *));
 	round->taken_due = palloc(CLAIM_BATCH * sizeof(TimestampTz));

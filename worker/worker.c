@@ -41,6 +41,7 @@
 
 #include "event_loop.h"
 #include "http_client.h"
+#include "planning.h"
 #include "plugins.h"
 #include "queue.h"
 #include "round.h"
@@ -53,6 +54,7 @@ PGDLLEXPORT void leasehold_worker_main(Datum main_arg);
 
 Worker		worker;
 
+static void worker_terminate(SIGNAL_ARGS);
 static void worker_connect(Oid database);
 static void worker_become_role(void);
 static void worker_attach(Oid database, int part);
@@ -70,7 +72,7 @@ leasehold_worker_main(Datum main_arg)
 
 	memcpy(&part, MyBgworkerEntry->bgw_extra, sizeof(part));
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
-	pqsignal(SIGTERM, SignalHandlerForShutdownRequest);
+	pqsignal(SIGTERM, worker_terminate);
 	pqsignal(SIGINT, SIG_IGN);	/* there is no statement of somebody's to cancel */
 	BackgroundWorkerUnblockSignals();
 
@@ -90,8 +92,25 @@ leasehold_worker_main(Datum main_arg)
 	http_client_init();
 	queue_init();
 	plugins_init();
+	planning_assume_own_statements();
 	worker_become_role();
 	worker_loop();
+}
+
+/*
+ * A round that is under way ends at its next check for interrupts, as if
+ * somebody had cancelled it; then calls that are out are given back.
+ */
+static void
+worker_terminate(SIGNAL_ARGS)
+{
+	int			save_errno = errno;
+
+	ShutdownRequestPending = true;
+	InterruptPending = true;
+	QueryCancelPending = true;
+	SetLatch(MyLatch);
+	errno = save_errno;
 }
 
 static void
@@ -117,12 +136,6 @@ worker_connect(Oid database)
 		{"timezone", "UTC"},
 		{"datestyle", "ISO, MDY"},
 		{"bytea_output", "hex"},
-		/* tables start empty and grow at once: plan for what they will be */
-		{"enable_seqscan", "off"},
-		{"enable_hashjoin", "off"},
-		{"enable_mergejoin", "off"},
-		{"enable_material", "off"},
-		{"enable_memoize", "off"},
 		{"jit", "off"},
 		{"plan_cache_mode", "force_generic_plan"},
 		{"max_parallel_workers_per_gather", "0"},
@@ -232,6 +245,7 @@ worker_loop(void)
 
 		if (ShutdownRequestPending)
 		{
+			QueryCancelPending = false;
 			round_give_back();
 			proc_exit(1);
 		}
@@ -276,6 +290,9 @@ worker_loop(void)
 
 		if (!answers_waiting(now, &answers_at) && (answers_at != 0 && answers_at < next))
 			next = answers_at;
+		/* outside of a round there is nothing to cancel */
+		if (ShutdownRequestPending)
+			continue;
 		event_loop_wait(worker_wait_ms(now, next, next_housekeeping, next_check), PG_WAIT_EXTENSION);
 	}
 }

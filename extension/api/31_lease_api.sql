@@ -268,12 +268,11 @@ BEGIN
                     WHEN l.policy = 'reuse_by_environment' AND end_leases.end_status = 'released' THEN 'stop'
                     WHEN l.policy = 'retain_on_failure' AND end_leases.end_status = 'failed' THEN 'stop'
                     ELSE 'delete' END AS new_disposition
-          FROM leasehold.leases AS l
-          JOIN ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(lease_ids)) AS w (company_id, id)
-            ON l.company_id = w.company_id AND l.id = w.id
+          FROM (SELECT * FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(lease_ids)) AS k (company_id, id)
+                 ORDER BY 1, 2) AS w
+         CROSS JOIN LATERAL (SELECT * FROM leasehold.leases AS x
+                              WHERE x.company_id = w.company_id AND x.id = w.id FOR NO KEY UPDATE) AS l
          WHERE l.status IN ('acquiring', 'active', 'resuming', 'retained')
-         ORDER BY l.company_id, l.id
-           FOR NO KEY UPDATE OF l
     ), never_sent AS (
         DELETE FROM leasehold_internal.calls AS c
          USING target AS t

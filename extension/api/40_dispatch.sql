@@ -101,13 +101,13 @@ BEGIN
         UPDATE leasehold_internal.calls AS c
            SET state = 'started', worker_epoch = epoch, started_at = pg_catalog.clock_timestamp(),
                attempts = c.attempts + 1, granted = true
-          FROM (SELECT q.company_id, q.subject_id
-                  FROM leasehold_internal.calls AS q
-                  JOIN ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids)) AS w (company_id, subject_id)
-                    ON q.company_id = w.company_id AND q.subject_id = w.subject_id
-                 WHERE q.slot = 'op' AND q.state = 'queued' AND q.due_at <= pg_catalog.clock_timestamp()
-                   FOR UPDATE OF q SKIP LOCKED) AS p
+          FROM (SELECT q.company_id, q.subject_id, q.state, q.due_at
+                  FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids)) AS w (company_id, subject_id)
+                 CROSS JOIN LATERAL (SELECT * FROM leasehold_internal.calls AS x
+                                      WHERE x.company_id = w.company_id AND x.subject_id = w.subject_id AND x.slot = 'op'
+                                        FOR UPDATE SKIP LOCKED) AS q) AS p
          WHERE c.company_id = p.company_id AND c.subject_id = p.subject_id AND c.slot = 'op'
+           AND p.state = 'queued' AND p.due_at <= pg_catalog.clock_timestamp()
         RETURNING c.*
     )
     SELECT c.company_id, c.subject_id, c.generation, c.operation::text,
@@ -212,15 +212,15 @@ BEGIN
         UPDATE leasehold_internal.calls AS c
            SET due_at = pg_catalog.clock_timestamp() + interval '1 second', last_error = 'the plugin is not ready'
           FROM (SELECT q.company_id, q.subject_id
-                  FROM leasehold_internal.calls AS q
-                  JOIN ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids)) AS w (company_id, subject_id)
-                    ON q.company_id = w.company_id AND q.subject_id = w.subject_id
+                  FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids)) AS w (company_id, subject_id)
+                 CROSS JOIN LATERAL (SELECT * FROM leasehold_internal.calls AS x
+                                      WHERE x.company_id = w.company_id AND x.subject_id = w.subject_id AND x.slot = 'op'
+                                        FOR UPDATE SKIP LOCKED) AS q
                   JOIN leasehold.leases AS l ON l.company_id = q.company_id AND l.id = q.subject_id
                   JOIN leasehold.providers AS p ON p.key = q.provider
                   JOIN leasehold.plugins AS g ON g.key = p.plugin_key
-                 WHERE q.slot = 'op' AND q.state = 'queued' AND q.operation IN ('acquire', 'resume') AND NOT q.look_up
-                   AND g.status IN ('installed', 'error') AND l.acquire_by > pg_catalog.clock_timestamp()
-                   FOR UPDATE OF q SKIP LOCKED) AS n
+                 WHERE q.state = 'queued' AND q.operation IN ('acquire', 'resume') AND NOT q.look_up
+                   AND g.status IN ('installed', 'error') AND l.acquire_by > pg_catalog.clock_timestamp()) AS n
          WHERE c.company_id = n.company_id AND c.subject_id = n.subject_id AND c.slot = 'op'
         RETURNING c.company_id, c.subject_id
     )
@@ -247,13 +247,13 @@ BEGIN
 
     WITH candidate AS (
         SELECT c.company_id, c.subject_id, c.queued_at, l.environment_id, c.provider, l.acquire_by, l.fail_on_limit
-          FROM leasehold_internal.calls AS c
-          JOIN ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids)) AS w (company_id, subject_id)
-            ON c.company_id = w.company_id AND c.subject_id = w.subject_id
+          FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids)) AS w (company_id, subject_id)
+         CROSS JOIN LATERAL (SELECT * FROM leasehold_internal.calls AS x
+                              WHERE x.company_id = w.company_id AND x.subject_id = w.subject_id AND x.slot = 'op'
+                                FOR UPDATE SKIP LOCKED) AS c
           JOIN leasehold.leases AS l ON l.company_id = c.company_id AND l.id = c.subject_id
-         WHERE c.slot = 'op' AND c.operation = 'acquire' AND c.state = 'queued' AND NOT c.granted
+         WHERE c.operation = 'acquire' AND c.state = 'queued' AND NOT c.granted
            AND c.due_at <= pg_catalog.clock_timestamp()
-           FOR UPDATE OF c SKIP LOCKED
     ), room AS (
         SELECT m.*, m.value - CASE m.name
                    WHEN 'active_leases' THEN leasehold_internal.occupied_slots(m.company_id, m.environment_id, m.provider)

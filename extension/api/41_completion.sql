@@ -71,29 +71,27 @@ CREATE FUNCTION leasehold_internal.complete_calls(
     LANGUAGE plpgsql VOLATILE ROWS 100 AS $$
 #variable_conflict use_column
 DECLARE
-    v_company uuid[];
-    v_lease   uuid[];
+    v_locked boolean[];
 BEGIN
     -- first the locks, then, in a later snapshot, the rows
-    SELECT pg_catalog.array_agg(s.company_id), pg_catalog.array_agg(s.id) INTO v_company, v_lease
-      FROM (SELECT l.company_id, l.id
-              FROM leasehold.leases AS l
-              JOIN ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids)) AS w (company_id, id)
-                ON l.company_id = w.company_id AND l.id = w.id
-             ORDER BY l.company_id, l.id
-               FOR NO KEY UPDATE OF l SKIP LOCKED) AS s;
+    SELECT pg_catalog.array_agg(l.id IS NOT NULL ORDER BY w.nr) INTO v_locked
+      FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids)) WITH ORDINALITY AS w (company_id, id, nr)
+      LEFT JOIN LATERAL (SELECT x.id FROM leasehold.leases AS x
+                          WHERE x.company_id = w.company_id AND x.id = w.id
+                            FOR NO KEY UPDATE SKIP LOCKED) AS l ON true;
 
     -- a resource that another lease holds is not this one's
     INSERT INTO leasehold_internal.provider_resources AS r (provider, provider_lease_id, company_id, lease_id)
     SELECT l.provider, a.provider_lease_id, l.company_id, l.id
-      FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids), pg_catalog.unnest(generations), pg_catalog.unnest(outcomes), pg_catalog.unnest(provider_lease_ids))
-           AS a (company_id, id, generation, outcome, provider_lease_id)
-      JOIN ROWS FROM (pg_catalog.unnest(v_company), pg_catalog.unnest(v_lease)) AS w (company_id, id) ON w.company_id = a.company_id AND w.id = a.id
-      JOIN leasehold.leases AS l ON l.company_id = a.company_id AND l.id = a.id AND l.generation = a.generation
-      JOIN leasehold_internal.calls AS c
-        ON c.company_id = l.company_id AND c.subject_id = l.id AND c.slot = 'op'
-       AND c.state = 'started' AND c.worker_epoch = epoch AND c.operation = 'acquire'
-     WHERE a.outcome = 'ok' AND a.provider_lease_id IS NOT NULL
+      FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids), pg_catalog.unnest(generations),
+                      pg_catalog.unnest(outcomes), pg_catalog.unnest(provider_lease_ids), pg_catalog.unnest(v_locked))
+           AS a (company_id, id, generation, outcome, provider_lease_id, locked)
+     CROSS JOIN LATERAL (SELECT * FROM leasehold.leases AS x
+                          WHERE x.company_id = a.company_id AND x.id = a.id OFFSET 0) AS l
+     CROSS JOIN LATERAL (SELECT * FROM leasehold_internal.calls AS x
+                          WHERE x.company_id = a.company_id AND x.subject_id = a.id AND x.slot = 'op' OFFSET 0) AS c
+     WHERE a.locked AND a.outcome = 'ok' AND a.provider_lease_id IS NOT NULL AND l.generation = a.generation
+       AND c.operation = 'acquire' AND c.state = 'started' AND c.worker_epoch = epoch
     ON CONFLICT DO NOTHING;
 
     RETURN QUERY
@@ -108,14 +106,17 @@ BEGIN
                    COALESCE(l.acquire_by > pg_catalog.clock_timestamp(), true),
                    a.outcome <> 'unknown' OR leasehold_internal.provider_looks_up(l.provider),
                    acquire_attempts, cleanup_attempts) AS decision
-          FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids), pg_catalog.unnest(generations), pg_catalog.unnest(outcomes), pg_catalog.unnest(provider_lease_ids), pg_catalog.unnest(metadatas), pg_catalog.unnest(expirations), pg_catalog.unnest(codes), pg_catalog.unnest(messages), pg_catalog.unnest(retry_after_ms))
+          FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids), pg_catalog.unnest(generations),
+                          pg_catalog.unnest(outcomes), pg_catalog.unnest(provider_lease_ids), pg_catalog.unnest(metadatas),
+                          pg_catalog.unnest(expirations), pg_catalog.unnest(codes), pg_catalog.unnest(messages),
+                          pg_catalog.unnest(retry_after_ms), pg_catalog.unnest(v_locked))
                AS a (company_id, id, generation, outcome, provider_lease_id, metadata, expires_at, code, message,
-                     retry_after_ms)
-          JOIN ROWS FROM (pg_catalog.unnest(v_company), pg_catalog.unnest(v_lease)) AS w (company_id, id) ON w.company_id = a.company_id AND w.id = a.id
-          JOIN leasehold.leases AS l ON l.company_id = a.company_id AND l.id = a.id AND l.generation = a.generation
-          JOIN leasehold_internal.calls AS c
-            ON c.company_id = l.company_id AND c.subject_id = l.id AND c.slot = 'op'
-           AND c.state = 'started' AND c.worker_epoch = epoch
+                     retry_after_ms, locked)
+         CROSS JOIN LATERAL (SELECT * FROM leasehold.leases AS x
+                              WHERE x.company_id = a.company_id AND x.id = a.id OFFSET 0) AS l
+         CROSS JOIN LATERAL (SELECT * FROM leasehold_internal.calls AS x
+                              WHERE x.company_id = a.company_id AND x.subject_id = a.id AND x.slot = 'op' OFFSET 0) AS c
+         WHERE a.locked AND l.generation = a.generation AND c.state = 'started' AND c.worker_epoch = epoch
     ), step AS MATERIALIZED (
         -- a taken resource is somebody else's: the request failed, and it must not be removed
         SELECT a.*, CASE WHEN a.taken AND a.operation = 'acquire' AND a.outcome = 'ok'
@@ -249,12 +250,14 @@ BEGIN
             OR l.attempts = 1 AND l.step IN ('later', 'cleanup')
     )
     SELECT a.company_id, a.id,
-           CASE WHEN l.id IS NOT NULL THEN 'applied' WHEN w.id IS NULL AND x.id IS NOT NULL THEN 'locked' ELSE 'stale' END,
+           CASE WHEN l.id IS NOT NULL THEN 'applied'
+                WHEN NOT a.locked AND EXISTS (SELECT FROM leasehold.leases AS x
+                                               WHERE x.company_id = a.company_id AND x.id = a.id) THEN 'locked'
+                ELSE 'stale' END,
            COALESCE(l.step IN ('end', 'fail'), false)
-      FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids)) AS a (company_id, id)
-      LEFT JOIN lease AS l ON l.company_id = a.company_id AND l.id = a.id
-      LEFT JOIN ROWS FROM (pg_catalog.unnest(v_company), pg_catalog.unnest(v_lease)) AS w (company_id, id) ON w.company_id = a.company_id AND w.id = a.id
-      LEFT JOIN leasehold.leases AS x ON x.company_id = a.company_id AND x.id = a.id;
+      FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids), pg_catalog.unnest(v_locked))
+           AS a (company_id, id, locked)
+      LEFT JOIN lease AS l ON l.company_id = a.company_id AND l.id = a.id;
 END
 $$;
 COMMENT ON FUNCTION leasehold_internal.complete_calls(bigint, uuid[], uuid[], integer[], text[], text[], text[],
@@ -271,9 +274,9 @@ BEGIN
     WITH answer AS (
         SELECT c.*, a.outcome, a.message
           FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids), pg_catalog.unnest(outcomes), pg_catalog.unnest(messages)) AS a (company_id, id, outcome, message)
-          JOIN leasehold_internal.calls AS c
-            ON c.company_id = a.company_id AND c.subject_id = a.id AND c.slot = 'op'
-           AND c.operation = 'destroy_stray' AND c.state = 'started' AND c.worker_epoch = epoch
+         CROSS JOIN LATERAL (SELECT * FROM leasehold_internal.calls AS x
+                              WHERE x.company_id = a.company_id AND x.subject_id = a.id AND x.slot = 'op' OFFSET 0) AS c
+         WHERE c.operation = 'destroy_stray' AND c.state = 'started' AND c.worker_epoch = epoch
     ), gone AS (
         DELETE FROM leasehold_internal.calls AS c USING answer AS a
          WHERE a.outcome IN ('ok', 'gone') AND c.company_id = a.company_id AND c.subject_id = a.subject_id AND c.slot = 'op'

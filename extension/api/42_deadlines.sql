@@ -23,17 +23,16 @@ BEGIN
                             ELSE 'idle_timeout' END AS reason,
                        CASE WHEN l.status <> 'active'
                             THEN CASE WHEN l.waiting_for IS NULL THEN 'acquire_timeout' ELSE 'quota_exceeded' END END AS code
-                  FROM leasehold.leases AS l
-                  JOIN ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids)) AS w (company_id, id)
-                    ON l.company_id = w.company_id AND l.id = w.id
+                  FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids)) AS w (company_id, id)
+                 CROSS JOIN LATERAL (SELECT * FROM leasehold.leases AS x
+                                      WHERE x.company_id = w.company_id AND x.id = w.id
+                                        FOR NO KEY UPDATE SKIP LOCKED) AS l
                  WHERE l.status = 'active'
                        AND LEAST(l.expires_at, l.last_used_at + l.idle_timeout) <= pg_catalog.clock_timestamp()
                     OR l.status = 'acquiring' AND l.acquire_by <= pg_catalog.clock_timestamp()
                        AND EXISTS (SELECT FROM leasehold_internal.calls AS c
                                     WHERE c.company_id = l.company_id AND c.subject_id = l.id AND c.slot = 'op'
-                                      AND c.state IN ('waiting', 'queued') AND NOT c.look_up)
-                 ORDER BY l.company_id, l.id
-                   FOR NO KEY UPDATE OF l SKIP LOCKED) AS s
+                                      AND c.state IN ('waiting', 'queued') AND NOT c.look_up)) AS s
          GROUP BY 1, 2, 3
     LOOP
         PERFORM leasehold_internal.end_leases(v_over.companies, v_over.ids, v_over.end_status, 'delete',
@@ -54,11 +53,10 @@ BEGIN
                ELSE (SELECT r.heartbeat_at + r.heartbeat_timeout FROM leasehold_internal.runs AS r
                       WHERE r.company_id = c.company_id AND r.id = c.subject_id AND r.status = 'running')
                END AS deadline
-          FROM leasehold_internal.calls AS c
-          JOIN ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids)) AS w (company_id, subject_id)
-            ON c.company_id = w.company_id AND c.subject_id = w.subject_id
-         WHERE c.slot = 'timer'
-           FOR UPDATE OF c SKIP LOCKED
+          FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids)) AS w (company_id, subject_id)
+         CROSS JOIN LATERAL (SELECT * FROM leasehold_internal.calls AS x
+                              WHERE x.company_id = w.company_id AND x.subject_id = w.subject_id AND x.slot = 'timer'
+                                FOR UPDATE SKIP LOCKED) AS c
     ), moved AS (
         UPDATE leasehold_internal.calls AS c
            SET due_at = GREATEST(d.deadline, pg_catalog.clock_timestamp() + interval '100 milliseconds')
