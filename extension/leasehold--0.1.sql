@@ -512,11 +512,14 @@ CREATE TRIGGER append_only_truncate BEFORE TRUNCATE ON leasehold.audit_events_de
 CREATE FUNCTION leasehold_internal.record(
         company_id uuid, action text, entity_type text, entity_id text,
         details jsonb DEFAULT '{}', agent_id uuid DEFAULT NULL, issue_id uuid DEFAULT NULL, run_id uuid DEFAULT NULL)
-    RETURNS void LANGUAGE sql VOLATILE AS $$
+    RETURNS void LANGUAGE plpgsql VOLATILE AS $$
+#variable_conflict use_column
+BEGIN
     INSERT INTO leasehold.audit_events
            (company_id, action, entity_type, entity_id, details, agent_id, issue_id, run_id)
     VALUES (record.company_id, record.action, record.entity_type, record.entity_id, record.details,
-            record.agent_id, record.issue_id, record.run_id)
+            record.agent_id, record.issue_id, record.run_id);
+END
 $$;
 COMMENT ON FUNCTION leasehold_internal.record(uuid, text, text, text, jsonb, uuid, uuid, uuid) IS
     'Writes one audit event, for changes that are not made by one statement with their events';
@@ -1931,7 +1934,7 @@ CREATE TABLE leasehold.limits (
     company_id     uuid NOT NULL,
     name           leasehold.limit_name NOT NULL,
     environment_id uuid NOT NULL DEFAULT '00000000-0000-0000-0000-000000000000',
-    provider       text NOT NULL DEFAULT '',
+    provider       text COLLATE "C" NOT NULL DEFAULT '',
     value          bigint NOT NULL CHECK (value >= 0),
     updated_at     timestamptz NOT NULL DEFAULT pg_catalog.now(),
     PRIMARY KEY (company_id, name, environment_id, provider)
@@ -1950,7 +1953,7 @@ CREATE TABLE leasehold_internal.lease_starts (
     started_at     timestamptz NOT NULL,
     lease_id       uuid NOT NULL,
     environment_id uuid NOT NULL,
-    provider       text NOT NULL,
+    provider       text COLLATE "C" NOT NULL,
     PRIMARY KEY (company_id, started_at, lease_id)
 );
 COMMENT ON TABLE leasehold_internal.lease_starts IS 'Starts of the last minute, where lease_starts_per_minute applies';
@@ -2036,7 +2039,7 @@ CREATE TABLE leasehold.leases (
     issue_id               uuid,
     run_id                 uuid,
     execution_workspace_id uuid,
-    provider_lease_id      text,
+    provider_lease_id      text COLLATE "C",
     ttl                    interval NOT NULL,
     idle_timeout           interval,
     acquire_by             timestamptz,
@@ -2107,8 +2110,8 @@ COMMENT ON TABLE leasehold.lease_metadata IS 'What a provider said of a lease''s
 
 -- Node-local: no two leases, of whatever companies, hold one resource.
 CREATE TABLE leasehold_internal.provider_resources (
-    provider          text NOT NULL,
-    provider_lease_id text NOT NULL,
+    provider          text COLLATE "C" NOT NULL,
+    provider_lease_id text COLLATE "C" NOT NULL,
     company_id        uuid NOT NULL,
     lease_id          uuid NOT NULL,
     PRIMARY KEY (provider, provider_lease_id)
@@ -2143,7 +2146,7 @@ CREATE TABLE leasehold_internal.calls (
     subject_id   uuid NOT NULL,
     slot         text COLLATE "C" NOT NULL CHECK (slot IN ('op', 'timer')),
     operation    leasehold_internal.call_operation NOT NULL,
-    provider     text NOT NULL DEFAULT '',
+    provider     text COLLATE "C" NOT NULL DEFAULT '',
     shard        smallint NOT NULL,
     state        leasehold_internal.call_state NOT NULL DEFAULT 'queued',
     due_at       timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
@@ -2164,7 +2167,8 @@ COMMENT ON TABLE leasehold_internal.calls IS 'Unfinished work for the workers, a
 COMMENT ON COLUMN leasehold_internal.calls.shard IS 'Which of several workers it belongs to: hash of the company, 0 to 63';
 COMMENT ON COLUMN leasehold_internal.calls.granted IS 'The limits let the operation start; it counts against them';
 COMMENT ON COLUMN leasehold_internal.calls.look_up IS 'An earlier try has an unknown outcome: look for its result first';
-CREATE INDEX calls_due ON leasehold_internal.calls (shard, due_at) WHERE state = 'queued';
+-- by time alone: one worker has all shards, and several pass over each other's rows
+CREATE INDEX calls_due ON leasehold_internal.calls (due_at) WHERE state = 'queued';
 CREATE INDEX calls_not_due ON leasehold_internal.calls (state, company_id) WHERE state <> 'queued';
 SELECT leasehold_internal.protect('leasehold_internal.calls', 'viewer');
 
@@ -2562,10 +2566,12 @@ COMMENT ON FUNCTION leasehold_internal.end_leases(uuid[], uuid[], text, text, te
 
 CREATE FUNCTION leasehold_internal.end_company_leases(
         company_id uuid, lease_ids uuid[], end_status text, disposition text, reason text DEFAULT NULL)
-    RETURNS integer LANGUAGE sql VOLATILE AS $$
-    SELECT leasehold_internal.end_leases(
+    RETURNS integer LANGUAGE plpgsql VOLATILE AS $$
+BEGIN
+    RETURN leasehold_internal.end_leases(
         pg_catalog.array_fill(company_id, ARRAY[pg_catalog.cardinality(lease_ids)]), lease_ids, end_status,
-        disposition, reason)
+        disposition, reason);
+END
 $$;
 COMMENT ON FUNCTION leasehold_internal.end_company_leases(uuid, uuid[], text, text, text) IS
     'end_leases() for leases of one company';
@@ -3277,30 +3283,36 @@ COMMENT ON FUNCTION leasehold_internal.random_bytes(integer) IS 'Random bytes fi
 -- A worker must not wait for users: rows that somebody has locked are skipped
 -- and tried again.
 
--- Calls that are due, oldest first.  since bounds the look back, so that rows
--- that are gone but not yet vacuumed are not read again and again.
-CREATE FUNCTION leasehold_internal.due_calls(shards smallint[], since timestamptz, count integer)
+-- Calls that are due by now for one of several workers, oldest first.  since
+-- bounds the look back, so that rows that are gone but not yet vacuumed are not
+-- read again and again.
+CREATE FUNCTION leasehold_internal.due_calls(
+        part integer, parts integer, since timestamptz, until timestamptz, count integer)
     RETURNS TABLE (company_id uuid, subject_id uuid, slot text, provider text, due_at timestamptz)
-    LANGUAGE sql VOLATILE ROWS 500 AS $$
+    LANGUAGE plpgsql VOLATILE ROWS 500 AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
     SELECT c.company_id, c.subject_id, c.slot, c.provider, c.due_at
       FROM leasehold_internal.calls AS c
-     WHERE c.shard = ANY (shards) AND c.state = 'queued' AND c.due_at > since
-       AND c.due_at <= pg_catalog.clock_timestamp()
+     WHERE c.shard % parts = part AND c.state = 'queued' AND c.due_at > since AND c.due_at <= until
      ORDER BY c.due_at
-     LIMIT count
+     LIMIT count;
+END
 $$;
-COMMENT ON FUNCTION leasehold_internal.due_calls(smallint[], timestamptz, integer) IS 'Calls that are due, oldest first';
+COMMENT ON FUNCTION leasehold_internal.due_calls(integer, integer, timestamptz, timestamptz, integer) IS
+    'Calls that are due for one of several workers, oldest first';
 
--- When the next call of these shards is due, for a worker that has nothing to do.
-CREATE FUNCTION leasehold_internal.next_due(shards smallint[], since timestamptz) RETURNS timestamptz
-    LANGUAGE sql VOLATILE AS $$
-    SELECT pg_catalog.min(n.due_at)
-      FROM pg_catalog.unnest(shards) AS s (shard),
-           LATERAL (SELECT c.due_at FROM leasehold_internal.calls AS c
-                     WHERE c.shard = s.shard AND c.state = 'queued' AND c.due_at > since
-                     ORDER BY c.due_at LIMIT 1) AS n
+-- When the next call is due, for a worker that has nothing to do.
+CREATE FUNCTION leasehold_internal.next_due(part integer, parts integer, since timestamptz) RETURNS timestamptz
+    LANGUAGE plpgsql VOLATILE AS $$
+BEGIN
+    RETURN (SELECT c.due_at FROM leasehold_internal.calls AS c
+             WHERE c.shard % parts = part AND c.state = 'queued' AND c.due_at > since
+             ORDER BY c.due_at LIMIT 1);
+END
 $$;
-COMMENT ON FUNCTION leasehold_internal.next_due(smallint[], timestamptz) IS 'When the next call is due';
+COMMENT ON FUNCTION leasehold_internal.next_due(integer, integer, timestamptz) IS 'When the next call is due';
 
 -- Whether a provider can tell what became of an acquire.
 CREATE FUNCTION leasehold_internal.provider_looks_up(provider text) RETURNS boolean
@@ -3314,9 +3326,8 @@ COMMENT ON FUNCTION leasehold_internal.provider_looks_up(text) IS
 
 -- The time that a provider gets for its work and the time we wait for its
 -- answer, in milliseconds: work_ms + 30 s <= rpc_ms, so that its side ends first.
-CREATE FUNCTION leasehold_internal.call_timeouts(
-        kind text, config jsonb, default_ms integer, OUT work_ms bigint, OUT rpc_ms bigint)
-    RETURNS record LANGUAGE sql IMMUTABLE AS $$
+CREATE FUNCTION leasehold_internal.call_timeouts(kind text, config jsonb, default_ms integer)
+    RETURNS TABLE (work_ms bigint, rpc_ms bigint) LANGUAGE sql IMMUTABLE ROWS 1 AS $$
     SELECT w.ms, COALESCE(w.ms + 30000, default_ms)
       FROM (SELECT CASE WHEN kind = 'sandbox_provider' THEN GREATEST(
                        CASE WHEN pg_catalog.jsonb_typeof(config -> 'timeoutMs') = 'number'
@@ -3709,14 +3720,19 @@ CREATE FUNCTION leasehold_internal.complete_calls(
     LANGUAGE plpgsql VOLATILE ROWS 100 AS $$
 #variable_conflict use_column
 DECLARE
-    v_locked boolean[];
+    v_locked   smallint[];
+    v_ceilings boolean := EXISTS (SELECT FROM leasehold.limits AS m WHERE m.name = 'lease_ttl_max');
 BEGIN
     -- first the locks, then, in a later snapshot, the rows
-    SELECT pg_catalog.array_agg(l.id IS NOT NULL ORDER BY w.nr) INTO v_locked
+    -- (1: locked; 0: somebody else has it locked; NULL: there is no such lease)
+    SELECT pg_catalog.array_agg(CASE WHEN l.id IS NOT NULL THEN 1 WHEN e.id IS NOT NULL THEN 0 END ORDER BY w.nr)
+      INTO v_locked
       FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids)) WITH ORDINALITY AS w (company_id, id, nr)
       LEFT JOIN LATERAL (SELECT x.id FROM leasehold.leases AS x
                           WHERE x.company_id = w.company_id AND x.id = w.id
-                            FOR NO KEY UPDATE SKIP LOCKED) AS l ON true;
+                            FOR NO KEY UPDATE SKIP LOCKED) AS l ON true
+      LEFT JOIN LATERAL (SELECT x.id FROM leasehold.leases AS x
+                          WHERE l.id IS NULL AND x.company_id = w.company_id AND x.id = w.id OFFSET 0) AS e ON true;
 
     -- a resource that another lease holds is not this one's
     INSERT INTO leasehold_internal.provider_resources AS r (provider, provider_lease_id, company_id, lease_id)
@@ -3728,22 +3744,20 @@ BEGIN
                           WHERE x.company_id = a.company_id AND x.id = a.id OFFSET 0) AS l
      CROSS JOIN LATERAL (SELECT * FROM leasehold_internal.calls AS x
                           WHERE x.company_id = a.company_id AND x.subject_id = a.id AND x.slot = 'op' OFFSET 0) AS c
-     WHERE a.locked AND a.outcome = 'ok' AND a.provider_lease_id IS NOT NULL AND l.generation = a.generation
+     WHERE a.locked = 1 AND a.outcome = 'ok' AND a.provider_lease_id IS NOT NULL AND l.generation = a.generation
        AND c.operation = 'acquire' AND c.state = 'started' AND c.worker_epoch = epoch
     ON CONFLICT DO NOTHING;
 
     RETURN QUERY
-    WITH answer AS MATERIALIZED (
-        SELECT a.*, l.status AS old_status, l.environment_id, l.provider, l.policy, l.agent_id, l.issue_id, l.run_id,
-               l.execution_workspace_id, l.ttl, l.idle_timeout, l.end_status AS old_end, l.disposition AS old_disposition,
-               l.provider_lease_id AS old_resource, c.operation, c.look_up, c.attempts,
-               (SELECT r.lease_id <> l.id OR r.company_id <> l.company_id
-                  FROM leasehold_internal.provider_resources AS r
-                 WHERE r.provider = l.provider AND r.provider_lease_id = a.provider_lease_id) AS taken,
-               leasehold_internal.decide(c.operation, c.look_up, a.outcome, l.status, c.attempts,
-                   COALESCE(l.acquire_by > pg_catalog.clock_timestamp(), true),
-                   a.outcome <> 'unknown' OR leasehold_internal.provider_looks_up(l.provider),
-                   acquire_attempts, cleanup_attempts) AS decision
+    WITH found AS MATERIALIZED (
+        SELECT a.*, l.status AS old_status, l.provider, l.provider_lease_id AS old_resource,
+               c.operation, c.look_up, c.attempts,
+               l.acquire_by IS NULL OR l.acquire_by > pg_catalog.clock_timestamp() AS in_time,
+               CASE WHEN a.outcome = 'unknown' THEN leasehold_internal.provider_looks_up(l.provider) END AS looks_up,
+               CASE WHEN a.outcome = 'ok' AND c.operation = 'acquire' AND a.provider_lease_id IS NOT NULL THEN
+                    (SELECT r.lease_id <> l.id OR r.company_id <> l.company_id
+                       FROM leasehold_internal.provider_resources AS r
+                      WHERE r.provider = l.provider AND r.provider_lease_id = a.provider_lease_id) END AS taken
           FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids), pg_catalog.unnest(generations),
                           pg_catalog.unnest(outcomes), pg_catalog.unnest(provider_lease_ids), pg_catalog.unnest(metadatas),
                           pg_catalog.unnest(expirations), pg_catalog.unnest(codes), pg_catalog.unnest(messages),
@@ -3754,7 +3768,11 @@ BEGIN
                               WHERE x.company_id = a.company_id AND x.id = a.id OFFSET 0) AS l
          CROSS JOIN LATERAL (SELECT * FROM leasehold_internal.calls AS x
                               WHERE x.company_id = a.company_id AND x.subject_id = a.id AND x.slot = 'op' OFFSET 0) AS c
-         WHERE a.locked AND l.generation = a.generation AND c.state = 'started' AND c.worker_epoch = epoch
+         WHERE a.locked = 1 AND l.generation = a.generation AND c.state = 'started' AND c.worker_epoch = epoch
+    ), answer AS (
+        SELECT f.*, leasehold_internal.decide(f.operation, f.look_up, f.outcome, f.old_status, f.attempts, f.in_time,
+                   f.looks_up, acquire_attempts, cleanup_attempts) AS decision
+          FROM found AS f
     ), step AS MATERIALIZED (
         -- a taken resource is somebody else's: the request failed, and it must not be removed
         SELECT a.*, CASE WHEN a.taken AND a.operation = 'acquire' AND a.outcome = 'ok'
@@ -3789,7 +3807,8 @@ BEGIN
                                           ELSE l.provider_expires_at END,
                expires_at = CASE WHEN s.step = 'activate' THEN
                    LEAST(pg_catalog.clock_timestamp()
-                         + LEAST(l.ttl, leasehold_internal.ttl_ceiling(l.company_id, l.environment_id, l.provider)),
+                         + LEAST(l.ttl, CASE WHEN v_ceilings THEN leasehold_internal.ttl_ceiling(l.company_id, l.environment_id, l.provider)
+                                         ELSE interval '24 hours' END),
                          s.expires_at)
                    ELSE l.expires_at END,
                end_status = CASE WHEN s.step IN ('fail', 'irrevocable') THEN COALESCE(l.end_status, 'failed') ELSE l.end_status END,
@@ -3889,8 +3908,7 @@ BEGIN
     )
     SELECT a.company_id, a.id,
            CASE WHEN l.id IS NOT NULL THEN 'applied'
-                WHEN NOT a.locked AND EXISTS (SELECT FROM leasehold.leases AS x
-                                               WHERE x.company_id = a.company_id AND x.id = a.id) THEN 'locked'
+                WHEN a.locked = 0 THEN 'locked'
                 ELSE 'stale' END,
            COALESCE(l.step IN ('end', 'fail'), false)
       FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids), pg_catalog.unnest(v_locked))
