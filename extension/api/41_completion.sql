@@ -205,7 +205,11 @@ BEGIN
                                WHEN l.outcome = 'throttled' THEN c.attempts - 1 ELSE c.attempts END,
                crashes = 0,
                last_error = CASE WHEN l.step = 'again' THEN c.last_error ELSE pg_catalog.left(l.message, 500) END,
-               due_at = CASE WHEN l.step IN ('later', 'look_up', 'cleanup') THEN l.later ELSE pg_catalog.clock_timestamp() END
+               -- a request does not wait longer than it may live
+               due_at = CASE WHEN l.step = 'later' AND l.operation IN ('acquire', 'resume') AND NOT c.look_up
+                             THEN LEAST(l.later, GREATEST(l.acquire_by, pg_catalog.clock_timestamp()))
+                             WHEN l.step IN ('later', 'look_up', 'cleanup') THEN l.later
+                             ELSE pg_catalog.clock_timestamp() END
           FROM lease AS l
          WHERE c.company_id = l.company_id AND c.subject_id = l.id AND c.slot = 'op'
            AND l.step IN ('dispose', 'reacquire', 'look_up', 'again', 'later', 'cleanup')
