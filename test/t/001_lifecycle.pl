@@ -450,7 +450,6 @@ subtest 'the rest ends' => sub {
 		'and no new ones are given');
 	my $counters = $provider->counters;
 	is($counters->{live}, 0, 'the provider holds nothing any more');
-	is($counters->{duplicate_live_max}, 1, 'and never held two for one lease');
 	is($counters->{acquires_per_key_max}, 1, 'nothing was acquired twice');
 	is($counters->{stale_generation_calls}, 0, 'no call was of an old generation');
 	$provider->obeyed;
