@@ -257,6 +257,8 @@ worker_loop(void)
 			ConfigReloadPending = false;
 			ProcessConfigFile(PGC_SIGHUP);
 			worker.capacity = worker_capacity();
+			plugins_forget();
+			next_check = next_housekeeping = 0;
 		}
 
 		woken = pg_atomic_exchange_u32(&worker.shared->wake, 0) != 0;

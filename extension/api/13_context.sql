@@ -320,7 +320,7 @@ BEGIN
             ARRAY(SELECT l.id FROM leasehold.leases AS l
                    WHERE l.company_id = v_company AND l.execution_workspace_id = v_id
                      AND leasehold_internal.may_have_resource(l.status)),
-            'released', 'delete', 'execution_workspace_closed');
+            'expired', 'delete', 'execution_workspace_closed');
     END IF;
     RETURN v_id;
 END
@@ -372,7 +372,7 @@ BEGIN
             ARRAY(SELECT l.id FROM leasehold.leases AS l
                    WHERE l.company_id = v_company AND l.issue_id = v_issue.id
                      AND (l.status = 'retained' OR l.run_id IS NULL AND leasehold_internal.may_have_resource(l.status))),
-            'released', 'delete', 'issue_terminal_' || v_issue.status);
+            'expired', 'delete', 'issue_terminal_' || v_issue.status);
         UPDATE leasehold.leases AS l SET policy = 'ephemeral'
          WHERE l.company_id = v_company AND l.issue_id = v_issue.id AND l.policy <> 'ephemeral'
            AND l.status IN ('acquiring', 'active', 'resuming');
