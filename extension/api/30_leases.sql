@@ -179,11 +179,11 @@ SELECT leasehold_internal.protect('leasehold_internal.idempotency_keys', 'user')
 -- Returns the result of the same request made before, or NULL after noting
 -- this one.  A concurrent twin waits for the first to end.
 CREATE FUNCTION leasehold_internal.claim_idempotency_key(
-        company_id uuid, function_name text, key text, arguments text, result uuid)
+        company_id uuid, function_name text, key text, arguments jsonb, result uuid)
     RETURNS uuid LANGUAGE plpgsql VOLATILE AS $$
 #variable_conflict use_column
 DECLARE
-    v_hash  bytea := pg_catalog.sha256(pg_catalog.convert_to(claim_idempotency_key.arguments, 'UTF8'));
+    v_hash  bytea := pg_catalog.sha256(pg_catalog.convert_to(claim_idempotency_key.arguments::text, 'UTF8'));
     v_found leasehold_internal.idempotency_keys;
 BEGIN
     PERFORM leasehold_internal.check_text('idempotency_key', claim_idempotency_key.key);
@@ -212,5 +212,5 @@ BEGIN
     RETURN v_found.result;
 END
 $$;
-COMMENT ON FUNCTION leasehold_internal.claim_idempotency_key(uuid, text, text, text, uuid) IS
+COMMENT ON FUNCTION leasehold_internal.claim_idempotency_key(uuid, text, text, jsonb, uuid) IS
     'The result of the same request made before, or NULL after noting this one';

@@ -52,9 +52,12 @@ BEGIN
 
     IF idempotency_key IS NOT NULL THEN
         v_earlier := leasehold_internal.claim_idempotency_key(v_company, 'request_lease', idempotency_key,
-            pg_catalog.concat_ws('|', environment, request_lease.agent_id, request_lease.issue_id,
-                request_lease.run_id, request_lease.execution_workspace_id, request_lease.ttl,
-                request_lease.idle_timeout, request_lease.policy, on_limit, request_lease.lease_id), v_id);
+            pg_catalog.jsonb_build_array(environment, request_lease.agent_id, request_lease.issue_id,
+                request_lease.run_id, request_lease.execution_workspace_id,
+                pg_catalog.date_part('epoch', v_ttl), pg_catalog.date_part('epoch', request_lease.idle_timeout),
+                request_lease.policy, COALESCE(on_limit, 'wait'),
+                pg_catalog.date_part('epoch', COALESCE(request_lease.acquire_timeout, '5 minutes')),
+                request_lease.lease_id), v_id);
         IF v_earlier IS NOT NULL THEN
             RETURN v_earlier;
         END IF;
