@@ -9,7 +9,7 @@
  *	  REFRESH of somebody's hostile table or view by a superuser),
  *	- checks that no argument without a default is NULL and none is oversized,
  *	- notes the role that was current as the caller,
- *	- switches to the owner of the implementation and pins search_path, and
+ *	- switches to the owner of the implementation and pins search_path,
  *	- undoes both however the implementation ends.
  * Nothing here trusts session_user or the setting "role": SET ROLE, definer
  * functions of an application, poolers and PostgREST all show up as what
@@ -161,6 +161,10 @@ leasehold_gate(PG_FUNCTION_ARGS)
 		SetUserIdAndSecContext(target->owner,
 							   save_sec_context | SECURITY_LOCAL_USERID_CHANGE);
 		(void) set_config_option("search_path", "pg_catalog, pg_temp",
+								 PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE,
+								 true, 0, false);
+		/* statements that find rows by key gain nothing from being planned anew */
+		(void) set_config_option("plan_cache_mode", "force_generic_plan",
 								 PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE,
 								 true, 0, false);
 		result = gate_call(fcinfo, target);

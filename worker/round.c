@@ -466,14 +466,15 @@ whole_round_work(void *arg)
 	if (!round->more_due)
 	{
 		static SPIPlanPtr plan = NULL;
-		Datum		args[2];
+		Datum		args[3];
 		bool		isnull;
 		Datum		next;
 
-		args[0] = my_shards();
-		args[1] = TimestampTzGetDatum(round->begun_at);
-		if (SPI_execute_plan(prepared(&plan, "SELECT leasehold_internal.next_due($1, $2)", 2,
-									  (Oid[]) {INT2ARRAYOID, TIMESTAMPTZOID}), args, NULL, false, 1) != SPI_OK_SELECT)
+		args[0] = Int32GetDatum(worker.part);
+		args[1] = Int32GetDatum(setting_workers);
+		args[2] = TimestampTzGetDatum(round->begun_at);
+		if (SPI_execute_plan(prepared(&plan, "SELECT leasehold_internal.next_due($1, $2, $3)", 3,
+									  (Oid[]) {INT4OID, INT4OID, TIMESTAMPTZOID}), args, NULL, false, 1) != SPI_OK_SELECT)
 			elog(ERROR, "could not find out when the next call is due");
 		next = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull);
 		if (!isnull)
@@ -778,13 +779,15 @@ static void
 read_due(Round *round)
 {
 	static SPIPlanPtr plan = NULL;
-	Datum		args[3];
+	Datum		args[5];
 
-	args[0] = my_shards();
-	args[1] = TimestampTzGetDatum(round->since);
-	args[2] = Int32GetDatum(round->due_limit);
-	if (SPI_execute_plan(prepared(&plan, "SELECT * FROM leasehold_internal.due_calls($1, $2, $3)", 3,
-								  (Oid[]) {INT2ARRAYOID, TIMESTAMPTZOID, INT4OID}), args, NULL, false, 0) != SPI_OK_SELECT)
+	args[0] = Int32GetDatum(worker.part);
+	args[1] = Int32GetDatum(setting_workers);
+	args[2] = TimestampTzGetDatum(round->since);
+	args[3] = TimestampTzGetDatum(round->begun_at);
+	args[4] = Int32GetDatum(round->due_limit);
+	if (SPI_execute_plan(prepared(&plan, "SELECT * FROM leasehold_internal.due_calls($1, $2, $3, $4, $5)", 5,
+								  (Oid[]) {INT4OID, INT4OID, TIMESTAMPTZOID, TIMESTAMPTZOID, INT4OID}), args, NULL, false, 0) != SPI_OK_SELECT)
 		elog(ERROR, "could not read what is due");
 
 	for (uint64 i = 0; i < SPI_processed; i++)

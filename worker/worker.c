@@ -136,6 +136,8 @@ worker_connect(Oid database)
 		{"timezone", "UTC"},
 		{"datestyle", "ISO, MDY"},
 		{"bytea_output", "hex"},
+		/* what is due is read in the order of the index, whatever fits the filter */
+		{"enable_bitmapscan", "off"},
 		{"jit", "off"},
 		{"plan_cache_mode", "force_generic_plan"},
 		{"max_parallel_workers_per_gather", "0"},

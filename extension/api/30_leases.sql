@@ -18,7 +18,7 @@ CREATE TABLE leasehold.leases (
     issue_id               uuid,
     run_id                 uuid,
     execution_workspace_id uuid,
-    provider_lease_id      text,
+    provider_lease_id      text COLLATE "C",
     ttl                    interval NOT NULL,
     idle_timeout           interval,
     acquire_by             timestamptz,
@@ -89,8 +89,8 @@ COMMENT ON TABLE leasehold.lease_metadata IS 'What a provider said of a lease''s
 
 -- Node-local: no two leases, of whatever companies, hold one resource.
 CREATE TABLE leasehold_internal.provider_resources (
-    provider          text NOT NULL,
-    provider_lease_id text NOT NULL,
+    provider          text COLLATE "C" NOT NULL,
+    provider_lease_id text COLLATE "C" NOT NULL,
     company_id        uuid NOT NULL,
     lease_id          uuid NOT NULL,
     PRIMARY KEY (provider, provider_lease_id)
@@ -125,7 +125,7 @@ CREATE TABLE leasehold_internal.calls (
     subject_id   uuid NOT NULL,
     slot         text COLLATE "C" NOT NULL CHECK (slot IN ('op', 'timer')),
     operation    leasehold_internal.call_operation NOT NULL,
-    provider     text NOT NULL DEFAULT '',
+    provider     text COLLATE "C" NOT NULL DEFAULT '',
     shard        smallint NOT NULL,
     state        leasehold_internal.call_state NOT NULL DEFAULT 'queued',
     due_at       timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
@@ -146,7 +146,8 @@ COMMENT ON TABLE leasehold_internal.calls IS 'Unfinished work for the workers, a
 COMMENT ON COLUMN leasehold_internal.calls.shard IS 'Which of several workers it belongs to: hash of the company, 0 to 63';
 COMMENT ON COLUMN leasehold_internal.calls.granted IS 'The limits let the operation start; it counts against them';
 COMMENT ON COLUMN leasehold_internal.calls.look_up IS 'An earlier try has an unknown outcome: look for its result first';
-CREATE INDEX calls_due ON leasehold_internal.calls (shard, due_at) WHERE state = 'queued';
+-- by time alone: one worker has all shards, and several pass over each other's rows
+CREATE INDEX calls_due ON leasehold_internal.calls (due_at) WHERE state = 'queued';
 CREATE INDEX calls_not_due ON leasehold_internal.calls (state, company_id) WHERE state <> 'queued';
 SELECT leasehold_internal.protect('leasehold_internal.calls', 'viewer');
 

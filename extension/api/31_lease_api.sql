@@ -331,10 +331,12 @@ COMMENT ON FUNCTION leasehold_internal.end_leases(uuid[], uuid[], text, text, te
 
 CREATE FUNCTION leasehold_internal.end_company_leases(
         company_id uuid, lease_ids uuid[], end_status text, disposition text, reason text DEFAULT NULL)
-    RETURNS integer LANGUAGE sql VOLATILE AS $$
-    SELECT leasehold_internal.end_leases(
+    RETURNS integer LANGUAGE plpgsql VOLATILE AS $$
+BEGIN
+    RETURN leasehold_internal.end_leases(
         pg_catalog.array_fill(company_id, ARRAY[pg_catalog.cardinality(lease_ids)]), lease_ids, end_status,
-        disposition, reason)
+        disposition, reason);
+END
 $$;
 COMMENT ON FUNCTION leasehold_internal.end_company_leases(uuid, uuid[], text, text, text) IS
     'end_leases() for leases of one company';

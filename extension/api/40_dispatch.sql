@@ -9,30 +9,36 @@
 -- A worker must not wait for users: rows that somebody has locked are skipped
 -- and tried again.
 
--- Calls that are due, oldest first.  since bounds the look back, so that rows
--- that are gone but not yet vacuumed are not read again and again.
-CREATE FUNCTION leasehold_internal.due_calls(shards smallint[], since timestamptz, count integer)
+-- Calls that are due by now for one of several workers, oldest first.  since
+-- bounds the look back, so that rows that are gone but not yet vacuumed are not
+-- read again and again.
+CREATE FUNCTION leasehold_internal.due_calls(
+        part integer, parts integer, since timestamptz, until timestamptz, count integer)
     RETURNS TABLE (company_id uuid, subject_id uuid, slot text, provider text, due_at timestamptz)
-    LANGUAGE sql VOLATILE ROWS 500 AS $$
+    LANGUAGE plpgsql VOLATILE ROWS 500 AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
     SELECT c.company_id, c.subject_id, c.slot, c.provider, c.due_at
       FROM leasehold_internal.calls AS c
-     WHERE c.shard = ANY (shards) AND c.state = 'queued' AND c.due_at > since
-       AND c.due_at <= pg_catalog.clock_timestamp()
+     WHERE c.shard % parts = part AND c.state = 'queued' AND c.due_at > since AND c.due_at <= until
      ORDER BY c.due_at
-     LIMIT count
+     LIMIT count;
+END
 $$;
-COMMENT ON FUNCTION leasehold_internal.due_calls(smallint[], timestamptz, integer) IS 'Calls that are due, oldest first';
+COMMENT ON FUNCTION leasehold_internal.due_calls(integer, integer, timestamptz, timestamptz, integer) IS
+    'Calls that are due for one of several workers, oldest first';
 
--- When the next call of these shards is due, for a worker that has nothing to do.
-CREATE FUNCTION leasehold_internal.next_due(shards smallint[], since timestamptz) RETURNS timestamptz
-    LANGUAGE sql VOLATILE AS $$
-    SELECT pg_catalog.min(n.due_at)
-      FROM pg_catalog.unnest(shards) AS s (shard),
-           LATERAL (SELECT c.due_at FROM leasehold_internal.calls AS c
-                     WHERE c.shard = s.shard AND c.state = 'queued' AND c.due_at > since
-                     ORDER BY c.due_at LIMIT 1) AS n
+-- When the next call is due, for a worker that has nothing to do.
+CREATE FUNCTION leasehold_internal.next_due(part integer, parts integer, since timestamptz) RETURNS timestamptz
+    LANGUAGE plpgsql VOLATILE AS $$
+BEGIN
+    RETURN (SELECT c.due_at FROM leasehold_internal.calls AS c
+             WHERE c.shard % parts = part AND c.state = 'queued' AND c.due_at > since
+             ORDER BY c.due_at LIMIT 1);
+END
 $$;
-COMMENT ON FUNCTION leasehold_internal.next_due(smallint[], timestamptz) IS 'When the next call is due';
+COMMENT ON FUNCTION leasehold_internal.next_due(integer, integer, timestamptz) IS 'When the next call is due';
 
 -- Whether a provider can tell what became of an acquire.
 CREATE FUNCTION leasehold_internal.provider_looks_up(provider text) RETURNS boolean
@@ -46,9 +52,8 @@ COMMENT ON FUNCTION leasehold_internal.provider_looks_up(text) IS
 
 -- The time that a provider gets for its work and the time we wait for its
 -- answer, in milliseconds: work_ms + 30 s <= rpc_ms, so that its side ends first.
-CREATE FUNCTION leasehold_internal.call_timeouts(
-        kind text, config jsonb, default_ms integer, OUT work_ms bigint, OUT rpc_ms bigint)
-    RETURNS record LANGUAGE sql IMMUTABLE AS $$
+CREATE FUNCTION leasehold_internal.call_timeouts(kind text, config jsonb, default_ms integer)
+    RETURNS TABLE (work_ms bigint, rpc_ms bigint) LANGUAGE sql IMMUTABLE ROWS 1 AS $$
     SELECT w.ms, COALESCE(w.ms + 30000, default_ms)
       FROM (SELECT CASE WHEN kind = 'sandbox_provider' THEN GREATEST(
                        CASE WHEN pg_catalog.jsonb_typeof(config -> 'timeoutMs') = 'number'

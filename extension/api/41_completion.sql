@@ -71,14 +71,19 @@ CREATE FUNCTION leasehold_internal.complete_calls(
     LANGUAGE plpgsql VOLATILE ROWS 100 AS $$
 #variable_conflict use_column
 DECLARE
-    v_locked boolean[];
+    v_locked   smallint[];
+    v_ceilings boolean := EXISTS (SELECT FROM leasehold.limits AS m WHERE m.name = 'lease_ttl_max');
 BEGIN
     -- first the locks, then, in a later snapshot, the rows
-    SELECT pg_catalog.array_agg(l.id IS NOT NULL ORDER BY w.nr) INTO v_locked
+    -- (1: locked; 0: somebody else has it locked; NULL: there is no such lease)
+    SELECT pg_catalog.array_agg(CASE WHEN l.id IS NOT NULL THEN 1 WHEN e.id IS NOT NULL THEN 0 END ORDER BY w.nr)
+      INTO v_locked
       FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids)) WITH ORDINALITY AS w (company_id, id, nr)
       LEFT JOIN LATERAL (SELECT x.id FROM leasehold.leases AS x
                           WHERE x.company_id = w.company_id AND x.id = w.id
-                            FOR NO KEY UPDATE SKIP LOCKED) AS l ON true;
+                            FOR NO KEY UPDATE SKIP LOCKED) AS l ON true
+      LEFT JOIN LATERAL (SELECT x.id FROM leasehold.leases AS x
+                          WHERE l.id IS NULL AND x.company_id = w.company_id AND x.id = w.id OFFSET 0) AS e ON true;
 
     -- a resource that another lease holds is not this one's
     INSERT INTO leasehold_internal.provider_resources AS r (provider, provider_lease_id, company_id, lease_id)
@@ -90,22 +95,20 @@ BEGIN
                           WHERE x.company_id = a.company_id AND x.id = a.id OFFSET 0) AS l
      CROSS JOIN LATERAL (SELECT * FROM leasehold_internal.calls AS x
                           WHERE x.company_id = a.company_id AND x.subject_id = a.id AND x.slot = 'op' OFFSET 0) AS c
-     WHERE a.locked AND a.outcome = 'ok' AND a.provider_lease_id IS NOT NULL AND l.generation = a.generation
+     WHERE a.locked = 1 AND a.outcome = 'ok' AND a.provider_lease_id IS NOT NULL AND l.generation = a.generation
        AND c.operation = 'acquire' AND c.state = 'started' AND c.worker_epoch = epoch
     ON CONFLICT DO NOTHING;
 
     RETURN QUERY
-    WITH answer AS MATERIALIZED (
-        SELECT a.*, l.status AS old_status, l.environment_id, l.provider, l.policy, l.agent_id, l.issue_id, l.run_id,
-               l.execution_workspace_id, l.ttl, l.idle_timeout, l.end_status AS old_end, l.disposition AS old_disposition,
-               l.provider_lease_id AS old_resource, c.operation, c.look_up, c.attempts,
-               (SELECT r.lease_id <> l.id OR r.company_id <> l.company_id
-                  FROM leasehold_internal.provider_resources AS r
-                 WHERE r.provider = l.provider AND r.provider_lease_id = a.provider_lease_id) AS taken,
-               leasehold_internal.decide(c.operation, c.look_up, a.outcome, l.status, c.attempts,
-                   COALESCE(l.acquire_by > pg_catalog.clock_timestamp(), true),
-                   a.outcome <> 'unknown' OR leasehold_internal.provider_looks_up(l.provider),
-                   acquire_attempts, cleanup_attempts) AS decision
+    WITH found AS MATERIALIZED (
+        SELECT a.*, l.status AS old_status, l.provider, l.provider_lease_id AS old_resource,
+               c.operation, c.look_up, c.attempts,
+               l.acquire_by IS NULL OR l.acquire_by > pg_catalog.clock_timestamp() AS in_time,
+               CASE WHEN a.outcome = 'unknown' THEN leasehold_internal.provider_looks_up(l.provider) END AS looks_up,
+               CASE WHEN a.outcome = 'ok' AND c.operation = 'acquire' AND a.provider_lease_id IS NOT NULL THEN
+                    (SELECT r.lease_id <> l.id OR r.company_id <> l.company_id
+                       FROM leasehold_internal.provider_resources AS r
+                      WHERE r.provider = l.provider AND r.provider_lease_id = a.provider_lease_id) END AS taken
           FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids), pg_catalog.unnest(generations),
                           pg_catalog.unnest(outcomes), pg_catalog.unnest(provider_lease_ids), pg_catalog.unnest(metadatas),
                           pg_catalog.unnest(expirations), pg_catalog.unnest(codes), pg_catalog.unnest(messages),
@@ -116,7 +119,11 @@ BEGIN
                               WHERE x.company_id = a.company_id AND x.id = a.id OFFSET 0) AS l
          CROSS JOIN LATERAL (SELECT * FROM leasehold_internal.calls AS x
                               WHERE x.company_id = a.company_id AND x.subject_id = a.id AND x.slot = 'op' OFFSET 0) AS c
-         WHERE a.locked AND l.generation = a.generation AND c.state = 'started' AND c.worker_epoch = epoch
+         WHERE a.locked = 1 AND l.generation = a.generation AND c.state = 'started' AND c.worker_epoch = epoch
+    ), answer AS (
+        SELECT f.*, leasehold_internal.decide(f.operation, f.look_up, f.outcome, f.old_status, f.attempts, f.in_time,
+                   f.looks_up, acquire_attempts, cleanup_attempts) AS decision
+          FROM found AS f
     ), step AS MATERIALIZED (
         -- a taken resource is somebody else's: the request failed, and it must not be removed
         SELECT a.*, CASE WHEN a.taken AND a.operation = 'acquire' AND a.outcome = 'ok'
@@ -151,7 +158,8 @@ BEGIN
                                           ELSE l.provider_expires_at END,
                expires_at = CASE WHEN s.step = 'activate' THEN
                    LEAST(pg_catalog.clock_timestamp()
-                         + LEAST(l.ttl, leasehold_internal.ttl_ceiling(l.company_id, l.environment_id, l.provider)),
+                         + LEAST(l.ttl, CASE WHEN v_ceilings THEN leasehold_internal.ttl_ceiling(l.company_id, l.environment_id, l.provider)
+                                         ELSE interval '24 hours' END),
                          s.expires_at)
                    ELSE l.expires_at END,
                end_status = CASE WHEN s.step IN ('fail', 'irrevocable') THEN COALESCE(l.end_status, 'failed') ELSE l.end_status END,
@@ -251,8 +259,7 @@ BEGIN
     )
     SELECT a.company_id, a.id,
            CASE WHEN l.id IS NOT NULL THEN 'applied'
-                WHEN NOT a.locked AND EXISTS (SELECT FROM leasehold.leases AS x
-                                               WHERE x.company_id = a.company_id AND x.id = a.id) THEN 'locked'
+                WHEN a.locked = 0 THEN 'locked'
                 ELSE 'stale' END,
            COALESCE(l.step IN ('end', 'fail'), false)
       FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids), pg_catalog.unnest(v_locked))
