@@ -131,6 +131,7 @@ CREATE TABLE leasehold_internal.calls (
     due_at       timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
     generation   integer NOT NULL DEFAULT 1,
     attempts     integer NOT NULL DEFAULT 0,
+    throttled    integer NOT NULL DEFAULT 0,
     crashes      integer NOT NULL DEFAULT 0,
     granted      boolean NOT NULL DEFAULT false,
     look_up      boolean NOT NULL DEFAULT false,
@@ -144,6 +145,8 @@ CREATE TABLE leasehold_internal.calls (
         autovacuum_vacuum_cost_delay = 0, autovacuum_analyze_scale_factor = 0, autovacuum_analyze_threshold = 20000);
 COMMENT ON TABLE leasehold_internal.calls IS 'Unfinished work for the workers, and deadlines';
 COMMENT ON COLUMN leasehold_internal.calls.shard IS 'Which of several workers it belongs to: hash of the company, 0 to 63';
+COMMENT ON COLUMN leasehold_internal.calls.throttled IS
+    'How many of the attempts the provider told to come again: they make pauses longer, but are not failed tries';
 COMMENT ON COLUMN leasehold_internal.calls.granted IS 'The limits let the operation start; it counts against them';
 COMMENT ON COLUMN leasehold_internal.calls.look_up IS 'An earlier try has an unknown outcome: look for its result first';
 -- by time alone: one worker has all shards, and several pass over each other's rows

@@ -229,7 +229,7 @@ BEGIN
         SELECT l.company_id, l.id, 'op', 'resume', l.provider, leasehold_internal.shard_of(l.company_id), l.generation
           FROM lease AS l
         ON CONFLICT (company_id, subject_id, slot) DO UPDATE
-           SET operation = excluded.operation, state = 'queued', due_at = excluded.due_at, attempts = 0,
+           SET operation = excluded.operation, state = 'queued', due_at = excluded.due_at, attempts = 0, throttled = 0,
                look_up = false, granted = false, generation = excluded.generation
     ), event AS (
         INSERT INTO leasehold.audit_events
@@ -608,7 +608,7 @@ BEGIN
                 v_lease.provider, leasehold_internal.shard_of(v_company), v_lease.generation,
                 v_lease.provider_lease_id IS NULL)
         ON CONFLICT (company_id, subject_id, slot) DO UPDATE
-           SET state = 'queued', due_at = excluded.due_at, attempts = 0, crashes = 0, operation = excluded.operation,
+           SET state = 'queued', due_at = excluded.due_at, attempts = 0, throttled = 0, crashes = 0, operation = excluded.operation,
                look_up = excluded.look_up;
     ELSIF v_lease.status = 'irrevocable' THEN
         PERFORM leasehold_internal.refuse('wrong_state',

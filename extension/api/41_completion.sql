@@ -4,7 +4,8 @@
 --   ok         the provider did it
 --   gone       there is no such resource (any more)
 --   retry      known not to have been done; may work later
---   throttled  the same, and the provider says so itself (429, 503): not a failed try
+--   throttled  the same, and the provider says so itself (429, 503): not a failed
+--              try, though the pauses grow
 --   failed     known not to have been done, and will not be
 --   unknown    it may have been done: cut, timed out, garbage, a crash
 
@@ -102,7 +103,7 @@ BEGIN
     RETURN QUERY
     WITH found AS MATERIALIZED (
         SELECT a.*, l.status AS old_status, l.provider, l.provider_lease_id AS old_resource,
-               c.operation, c.look_up, c.attempts,
+               c.operation, c.look_up, c.attempts, c.attempts - c.throttled AS tries,
                l.acquire_by IS NULL OR l.acquire_by > pg_catalog.clock_timestamp() AS in_time,
                CASE WHEN a.outcome = 'unknown' THEN leasehold_internal.provider_looks_up(l.provider) END AS looks_up,
                CASE WHEN a.outcome = 'ok' AND c.operation = 'acquire' AND a.provider_lease_id IS NOT NULL THEN
@@ -121,7 +122,7 @@ BEGIN
                               WHERE x.company_id = a.company_id AND x.subject_id = a.id AND x.slot = 'op' OFFSET 0) AS c
          WHERE a.locked = 1 AND l.generation = a.generation AND c.state = 'started' AND c.worker_epoch = epoch
     ), answer AS (
-        SELECT f.*, leasehold_internal.decide(f.operation, f.look_up, f.outcome, f.old_status, f.attempts, f.in_time,
+        SELECT f.*, leasehold_internal.decide(f.operation, f.look_up, f.outcome, f.old_status, f.tries, f.in_time,
                    f.looks_up, acquire_attempts, cleanup_attempts) AS decision
           FROM found AS f
     ), step AS MATERIALIZED (
@@ -168,7 +169,7 @@ BEGIN
                                      WHEN s.step IN ('cleanup', 'irrevocable') THEN 'failed' ELSE l.cleanup_status END,
                failure_code = CASE WHEN s.taken THEN 'resource_taken'
                                    WHEN s.step IN ('fail', 'cleanup', 'irrevocable', 'reacquire')
-                                        THEN COALESCE(CASE WHEN s.outcome = 'unknown' AND s.operation = 'acquire'
+                                        THEN COALESCE(CASE WHEN s.step = 'irrevocable' AND s.operation = 'acquire'
                                                            THEN 'acquire_outcome_unknown' END, s.code, l.failure_code)
                                    WHEN s.step = 'activate' THEN NULL ELSE l.failure_code END,
                failure_reason = CASE WHEN s.taken THEN 'the provider answered with a resource that another lease holds'
@@ -194,8 +195,9 @@ BEGIN
                    WHEN 'dispose' THEN CASE WHEN l.disposition = 'delete' AND l.policy <> 'ephemeral' THEN 'destroy' ELSE 'release' END
                    WHEN 'reacquire' THEN 'acquire' ELSE c.operation END,
                look_up = CASE l.step WHEN 'look_up' THEN true WHEN 'later' THEN c.look_up ELSE false END,
-               attempts = CASE WHEN l.step IN ('dispose', 'reacquire', 'again') THEN 0
-                               WHEN l.outcome = 'throttled' THEN c.attempts - 1 ELSE c.attempts END,
+               attempts = CASE WHEN l.step IN ('dispose', 'reacquire', 'again') THEN 0 ELSE c.attempts END,
+               throttled = CASE WHEN l.step IN ('dispose', 'reacquire', 'again') THEN 0
+                                WHEN l.outcome = 'throttled' THEN c.throttled + 1 ELSE c.throttled END,
                crashes = 0,
                last_error = pg_catalog.left(l.message, 500),
                due_at = CASE WHEN l.step IN ('later', 'look_up', 'cleanup') THEN l.later ELSE pg_catalog.clock_timestamp() END
