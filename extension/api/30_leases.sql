@@ -140,6 +140,7 @@ CREATE TABLE leasehold_internal.calls (
     due_at       timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
     generation   integer NOT NULL DEFAULT 1,
     attempts     integer NOT NULL DEFAULT 0,
+    throttled    integer NOT NULL DEFAULT 0,
     crashes      integer NOT NULL DEFAULT 0,
     granted      boolean NOT NULL DEFAULT false,
     look_up      boolean NOT NULL DEFAULT false,
@@ -153,6 +154,8 @@ CREATE TABLE leasehold_internal.calls (
         autovacuum_vacuum_cost_delay = 0, autovacuum_analyze_scale_factor = 0, autovacuum_analyze_threshold = 20000);
 COMMENT ON TABLE leasehold_internal.calls IS 'Unfinished work for the workers, and deadlines';
 COMMENT ON COLUMN leasehold_internal.calls.shard IS 'Which of several workers it belongs to: hash of the company, 0 to 63';
+COMMENT ON COLUMN leasehold_internal.calls.throttled IS
+    'How many of the attempts the provider told to come again: they make pauses longer, but are not failed tries';
 COMMENT ON COLUMN leasehold_internal.calls.granted IS 'The limits let the operation start; it counts against them';
 COMMENT ON COLUMN leasehold_internal.calls.look_up IS 'An earlier try has an unknown outcome: look for its result first';
 -- by time alone: one worker has all shards, and several pass over each other's rows
@@ -189,11 +192,11 @@ SELECT leasehold_internal.protect('leasehold_internal.idempotency_keys', 'user')
 -- Returns the result of the same request made before, or NULL after noting
 -- this one.  A concurrent twin waits for the first to end.
 CREATE FUNCTION leasehold_internal.claim_idempotency_key(
-        company_id uuid, function_name text, key text, arguments text, result uuid)
+        company_id uuid, function_name text, key text, arguments jsonb, result uuid)
     RETURNS uuid LANGUAGE plpgsql VOLATILE AS $$
 #variable_conflict use_column
 DECLARE
-    v_hash  bytea := pg_catalog.sha256(pg_catalog.convert_to(claim_idempotency_key.arguments, 'UTF8'));
+    v_hash  bytea := pg_catalog.sha256(pg_catalog.convert_to(claim_idempotency_key.arguments::text, 'UTF8'));
     v_found leasehold_internal.idempotency_keys;
 BEGIN
     PERFORM leasehold_internal.check_text('idempotency_key', claim_idempotency_key.key);
@@ -222,5 +225,5 @@ BEGIN
     RETURN v_found.result;
 END
 $$;
-COMMENT ON FUNCTION leasehold_internal.claim_idempotency_key(uuid, text, text, text, uuid) IS
+COMMENT ON FUNCTION leasehold_internal.claim_idempotency_key(uuid, text, text, jsonb, uuid) IS
     'The result of the same request made before, or NULL after noting this one';

@@ -52,9 +52,12 @@ BEGIN
 
     IF idempotency_key IS NOT NULL THEN
         v_earlier := leasehold_internal.claim_idempotency_key(v_company, 'request_lease', idempotency_key,
-            pg_catalog.concat_ws('|', environment, request_lease.agent_id, request_lease.issue_id,
-                request_lease.run_id, request_lease.execution_workspace_id, request_lease.ttl,
-                request_lease.idle_timeout, request_lease.policy, on_limit, request_lease.lease_id), v_id);
+            pg_catalog.jsonb_build_array(environment, request_lease.agent_id, request_lease.issue_id,
+                request_lease.run_id, request_lease.execution_workspace_id,
+                pg_catalog.date_part('epoch', v_ttl), pg_catalog.date_part('epoch', request_lease.idle_timeout),
+                request_lease.policy, COALESCE(on_limit, 'wait'),
+                pg_catalog.date_part('epoch', COALESCE(request_lease.acquire_timeout, '5 minutes')),
+                request_lease.lease_id), v_id);
         IF v_earlier IS NOT NULL THEN
             RETURN v_earlier;
         END IF;
@@ -226,7 +229,7 @@ BEGIN
         SELECT l.company_id, l.id, 'op', 'resume', l.provider, leasehold_internal.shard_of(l.company_id), l.generation
           FROM lease AS l
         ON CONFLICT (company_id, subject_id, slot) DO UPDATE
-           SET operation = excluded.operation, state = 'queued', due_at = excluded.due_at, attempts = 0,
+           SET operation = excluded.operation, state = 'queued', due_at = excluded.due_at, attempts = 0, throttled = 0,
                look_up = false, granted = false, generation = excluded.generation
     ), event AS (
         INSERT INTO leasehold.audit_events
@@ -598,7 +601,7 @@ BEGIN
                 v_lease.provider, leasehold_internal.shard_of(v_company), v_lease.generation,
                 v_lease.provider_lease_id IS NULL)
         ON CONFLICT (company_id, subject_id, slot) DO UPDATE
-           SET state = 'queued', due_at = excluded.due_at, attempts = 0, crashes = 0, operation = excluded.operation,
+           SET state = 'queued', due_at = excluded.due_at, attempts = 0, throttled = 0, crashes = 0, operation = excluded.operation,
                look_up = excluded.look_up;
     ELSIF v_lease.status = 'irrevocable' THEN
         PERFORM leasehold_internal.refuse('wrong_state',

@@ -108,9 +108,9 @@ BEGIN
     token := pg_catalog.encode(leasehold_internal.random_bytes(32), 'hex');
     IF idempotency_key IS NOT NULL THEN
         v_earlier := leasehold_internal.claim_idempotency_key(v_company, 'start_run', idempotency_key,
-            pg_catalog.concat_ws('|', start_run.agent_id, start_run.issue_id, start_run.project_id,
-                start_run.routine_id, start_run.execution_workspace_id, start_run.heartbeat_timeout,
-                start_run.retry_on_loss, start_run.env, start_run.run_id), v_id);
+            pg_catalog.jsonb_build_array(start_run.agent_id, start_run.issue_id, start_run.project_id,
+                start_run.routine_id, start_run.execution_workspace_id, pg_catalog.date_part('epoch', v_timeout),
+                COALESCE(start_run.retry_on_loss, false), start_run.env, start_run.metadata, start_run.run_id), v_id);
         IF v_earlier IS NOT NULL THEN
             -- the token cannot be read again, so the repeater gets a new one
             started_run_id := v_earlier;

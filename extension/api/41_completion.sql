@@ -4,7 +4,8 @@
 --   ok         the provider did it
 --   gone       there is no such resource (any more)
 --   retry      known not to have been done; may work later
---   throttled  the same, and the provider says so itself (429, 503): not a failed try
+--   throttled  the same, and the provider says so itself (429, 503): not a failed
+--              try, though the pauses grow
 --   failed     known not to have been done, and will not be
 --   unknown    it may have been done: cut, timed out, garbage, a crash
 
@@ -102,7 +103,7 @@ BEGIN
     RETURN QUERY
     WITH found AS MATERIALIZED (
         SELECT a.*, l.status AS old_status, l.provider, l.provider_lease_id AS old_resource,
-               c.operation, c.look_up, c.attempts, c.last_error,
+               c.operation, c.look_up, c.attempts, c.attempts - c.throttled AS tries, c.last_error,
                -- during a look-up the lease remembers how often it was asked for
                (l.acquire_by IS NULL OR l.acquire_by > pg_catalog.clock_timestamp())
                AND (NOT c.look_up OR l.attempts < acquire_attempts) AS in_time,
@@ -123,7 +124,7 @@ BEGIN
                               WHERE x.company_id = a.company_id AND x.subject_id = a.id AND x.slot = 'op' OFFSET 0) AS c
          WHERE a.locked = 1 AND l.generation = a.generation AND c.state = 'started' AND c.worker_epoch = epoch
     ), answer AS (
-        SELECT f.*, leasehold_internal.decide(f.operation, f.look_up, f.outcome, f.old_status, f.attempts, f.in_time,
+        SELECT f.*, leasehold_internal.decide(f.operation, f.look_up, f.outcome, f.old_status, f.tries, f.in_time,
                    f.looks_up, acquire_attempts, cleanup_attempts) AS decision
           FROM found AS f
     ), step AS MATERIALIZED (
@@ -176,7 +177,7 @@ BEGIN
                failure_code = CASE WHEN s.taken THEN 'resource_taken'
                                    WHEN s.step = 'fail' AND s.look_up THEN 'lease_acquire_failed'
                                    WHEN s.step IN ('fail', 'cleanup', 'irrevocable', 'reacquire')
-                                        THEN COALESCE(CASE WHEN s.outcome = 'unknown' AND s.operation = 'acquire'
+                                        THEN COALESCE(CASE WHEN s.step = 'irrevocable' AND s.operation = 'acquire'
                                                            THEN 'acquire_outcome_unknown' END, s.code, l.failure_code)
                                    WHEN s.step = 'activate' THEN NULL ELSE l.failure_code END,
                failure_reason = CASE WHEN s.taken THEN 'the provider answered with a resource that another lease holds'
@@ -185,13 +186,14 @@ BEGIN
                                           THEN s.message
                                      WHEN s.step = 'activate' THEN NULL ELSE l.failure_reason END,
                attempts = CASE WHEN s.step IN ('again', 'later') AND s.look_up THEN l.attempts
-                               WHEN s.step IN ('later', 'cleanup', 'look_up') THEN s.attempts ELSE 0 END,
+                               WHEN s.step = 'look_up' THEN s.tries
+                               WHEN s.step IN ('later', 'cleanup') THEN s.attempts ELSE 0 END,
                waiting_for = CASE WHEN s.step IN ('later', 'look_up', 'cleanup')
                                   THEN pg_catalog.concat_ws(': ', 'retry', s.code) END
           FROM step AS s
          WHERE l.company_id = s.company_id AND l.id = s.id
         RETURNING l.*, s.step, s.outcome, s.operation, s.code, s.message, s.metadata, s.old_status, s.old_resource, s.later,
-                  s.attempts AS tries
+                  s.attempts AS attempt
     ), done AS (
         DELETE FROM leasehold_internal.calls AS c
          USING lease AS l
@@ -206,8 +208,9 @@ BEGIN
                    WHEN 'reacquire' THEN 'acquire' ELSE c.operation END,
                look_up = CASE l.step WHEN 'look_up' THEN true WHEN 'later' THEN c.look_up ELSE false END,
                attempts = CASE WHEN l.step IN ('dispose', 'reacquire', 'look_up') THEN 0
-                               WHEN l.step = 'again' THEN l.attempts
-                               WHEN l.outcome = 'throttled' THEN c.attempts - 1 ELSE c.attempts END,
+                               WHEN l.step = 'again' THEN l.attempts ELSE c.attempts END,
+               throttled = CASE WHEN l.step IN ('dispose', 'reacquire', 'look_up', 'again') THEN 0
+                                WHEN l.outcome = 'throttled' THEN c.throttled + 1 ELSE c.throttled END,
                crashes = 0,
                last_error = CASE WHEN l.step = 'again' THEN c.last_error ELSE pg_catalog.left(l.message, 500) END,
                -- a request does not wait longer than it may live
@@ -271,7 +274,7 @@ BEGIN
           FROM lease AS l
          -- of a series of failing tries the first is told
          WHERE l.step IN ('activate', 'end', 'fail', 'irrevocable', 'look_up', 'reacquire')
-            OR l.tries = 1 AND l.step IN ('later', 'cleanup')
+            OR l.attempt = 1 AND l.step IN ('later', 'cleanup')
     )
     SELECT a.company_id, a.id,
            CASE WHEN l.id IS NOT NULL THEN 'applied'

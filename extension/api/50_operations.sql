@@ -299,7 +299,8 @@ BEGIN
        AND EXISTS (SELECT FROM leasehold.audit_events_default AS a WHERE a.occurred_at < pg_catalog.now() - interval '1 hour');
     RETURN QUERY
     SELECT 'warning'::text, 'lease_irrevocable'::text,
-           pg_catalog.format('%s leases are irrevocable', pg_catalog.count(*)),
+           pg_catalog.format(CASE pg_catalog.count(*) WHEN 1 THEN '%s lease is irrevocable' ELSE '%s leases are irrevocable' END,
+                             pg_catalog.count(*)),
            'See cleanup_backlog; retry_lease() or write_off_lease() each.'::text
       FROM leasehold.leases AS l WHERE l.status = 'irrevocable' HAVING pg_catalog.count(*) > 0;
     RETURN QUERY
