@@ -924,10 +924,17 @@ claim_calls(Round *round)
 		elog(ERROR, "could not claim calls");
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
-		Call	   *call = make_call(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, round);
+		HeapTuple	row = SPI_tuptable->vals[i];
+		TupleDesc	desc = SPI_tuptable->tupdesc;
+		Call	   *call = make_call(row, desc, round);
+		bool		isnull;
+		Datum		plugin_row = SPI_getbinval(row, desc, 15, &isnull);
 
 		round->claimed[round->claimed_count++] = call;
+		if (!isnull && !plugin_is_current(call->plugin, DatumGetTransactionId(plugin_row)))
+			plugins_forget();
 	}
+	plugins_refresh();
 }
 
 static Call *
