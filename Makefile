@@ -27,8 +27,44 @@ endif
 
 # Targets that prepare the machine must work before PostgreSQL is there.
 PREPARING = help check check-sanitize demo demo-stop bench lint format
-ifeq ($(filter $(PREPARING),$(MAKECMDGOALS)),)
+.PHONY: $(PREPARING)
+ifneq ($(filter $(PREPARING),$(MAKECMDGOALS)),)
+
+help:
+	@echo 'make                  builds the extension (PG_CONFIG=... chooses the server)'
+	@echo 'make install          installs it into that server'
+	@echo 'make demo             starts a private server here and leads through a first lease'
+	@echo 'make demo-stop        stops it'
+	@echo 'make check            builds and runs every test; installs Debian packages that it lacks'
+	@echo 'make check T="..."    some of them: suites (see dev/check.sh) or files, as in T="regress t/003*"'
+	@echo 'make check-sanitize   the tests of the C code, built with address and undefined behaviour sanitizers'
+	@echo 'make lint             the checks of the source code alone'
+	@echo 'make format           formats the C code in place'
+	@echo 'make bench            measures'
+
+check:
+	@T='$(T)' dev/check.sh
+
+check-sanitize:
+	@SANITIZE=address,undefined T='$(T)' dev/check.sh
+
+lint:
+	@T=lint dev/check.sh
+
+demo:
+	@dev/demo.sh start
+
+demo-stop:
+	@dev/demo.sh stop
+
+bench format:
+	@dev/$@.sh
+
+else
 PGXS := $(shell $(PG_CONFIG) --pgxs)
+ifeq ($(PGXS),)
+$(error PostgreSQL 15 for development is missing: see README.md, or run `make check`, which installs what it needs)
+endif
 include $(PGXS)
 
 extension/leasehold--$(EXTVERSION).sql: $(API)

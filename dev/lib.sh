@@ -1,13 +1,28 @@
+# shellcheck shell=sh
 # Shared by the scripts in dev/: messages, packages, the ordinary user that
-# runs servers, and the private PostgreSQL installation inside the work
-# directory.  Nothing outside the work directory is changed except by
+# builds and runs servers, and the private PostgreSQL installation inside the
+# work directory.  Nothing outside the work directory is changed except by
 # need_packages(), which says what it installs.
 #
 # Source it with TOP set to the root of the checkout.
+#
+# In the work directory:
+#   src/   a copy of the checkout, built there: so the checkout stays as it is,
+#          and the server user need not be able to read it
+#   pg/    the private PostgreSQL installation with the extension
+#   data/  the cluster of private-server.sh
 
 PG_MAJOR=15
 SYSTEM_PG=/usr/lib/postgresql/$PG_MAJOR
 SYSTEM_SHARE=/usr/share/postgresql/$PG_MAJOR
+SYSTEM_INCLUDE=/usr/include/postgresql
+
+# What it takes to build and run the extension.
+BUILD_PACKAGES="gcc make postgresql-$PG_MAJOR postgresql-server-dev-$PG_MAJOR
+    libcurl4-openssl-dev libjansson-dev libssl-dev"
+
+# A make that is called from here is not a part of the one that called us.
+unset MAKEFLAGS MFLAGS MAKELEVEL MAKEOVERRIDES || true
 
 say() { printf '==> %s\n' "$*" >&2; }
 die() { printf 'error: %s\n' "$*" >&2; exit 1; }
@@ -45,6 +60,7 @@ need_packages() {
     esac
     status=0
     # policy: a web server that tests start themselves need not run as a service
+    # shellcheck disable=SC2086 # a list of words
     $root env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get install -y -qq --no-install-recommends $missing >/dev/null || status=$?
     [ -z "$guard" ] || $root rm -f "$guard"
     [ "$status" = 0 ] || die "apt-get could not install:$missing"
@@ -59,12 +75,18 @@ server_user() {
     fi
 }
 
-# as_server_user COMMAND...: runs it as that user, from a directory it may read.
-as_server_user() {
+# as_server_user COMMAND...: runs it as that user, in the work directory.
+as_server_user() (
+    cd "$WORK"
+    become_server_user "$@"
+)
+
+# become_server_user COMMAND...: the same here and in place of this process.
+become_server_user() {
     if [ "$(id -u)" = 0 ]; then
-        runuser -u "$(server_user)" -- env HOME="$WORK" "$@"
+        exec runuser -u "$(server_user)" -- env HOME="$WORK" "$@"
     else
-        "$@"
+        exec "$@"
     fi
 }
 
@@ -81,37 +103,109 @@ choose_work_dir() {
         fi
     fi
     mkdir -p "$WORK"
+    if [ -L "$WORK" ] || [ ! -d "$WORK" ]; then die "$WORK is not a directory"; fi
+    case $(stat -c %U "$WORK") in
+    "$(server_user)") ;;
+    "$(id -un)") chown "$(server_user)" "$WORK" ;;
+    *) die "$WORK belongs to $(stat -c %U "$WORK"); set LEASEHOLD_WORK to a directory of your own" ;;
+    esac
+    WORK=$(cd "$WORK" && pwd -P)
+    set_work_paths
+}
+
+# variant NAME: from here on everything is in a work directory within that one.
+variant() {
+    WORK=$WORK/$1
+    mkdir -p "$WORK"
     if [ "$(id -u)" = 0 ]; then chown "$(server_user)" "$WORK"; fi
+    set_work_paths
+}
+
+set_work_paths() {
     BIN=$WORK/pg$SYSTEM_PG/bin
-    export WORK BIN
+    # a socket's whole path can have 107 bytes
+    SOCKET_DIR=$WORK
+    if [ ${#WORK} -gt 85 ]; then
+        SOCKET_DIR=/tmp/leasehold-$(printf %s "$WORK" | cksum | cut -d' ' -f1)
+    fi
+    export WORK BIN SOCKET_DIR
+}
+
+# Brings WORK/src up to date with the checkout.  Only files whose contents
+# differ are written, so that make builds what changed.
+copy_sources() {
+    (
+        cd "$TOP"
+        find . \( -samefile "$WORK" -o -path ./build -o -path ./.git -o -name node_modules -o -name __pycache__ \
+                  -o -name tmp_check \) -prune -o \
+            ! -type d ! -name '*.o' ! -name '*.so' ! -name '*.bc' ! -path './extension/leasehold--*.sql' -print |
+            LC_ALL=C sort | tar -cf - -T -
+    ) | as_server_user sh -eu -c '
+        rm -rf src.new
+        mkdir -p src src.new
+        tar -C src.new -xf -
+        (cd src.new && find . ! -type d | LC_ALL=C sort) >src.files.new
+        if [ -f src.files ]; then
+            LC_ALL=C comm -23 src.files src.files.new | (cd src && xargs -r -d "\n" rm -f)
+        fi
+        mv src.files.new src.files
+        while IFS= read -r file; do
+            cmp -s "src.new/$file" "src/$file" && continue
+            mkdir -p "src/${file%/*}"
+            cp -P "src.new/$file" "src/$file"
+        done <src.files
+        rm -rf src.new'
 }
 
 # Builds the private installation: copies of the server's programs, which find
 # their libraries and shared files relative to themselves, beside links to the
 # system's own.  What `make install` puts there is seen by no other server.
+#
+# With SANITIZE set, its postgres is a script that starts the real one with the
+# sanitizers' library and has their reports written to WORK/reports.
 make_private_pg() {
-    private_lib=$WORK/pg$SYSTEM_PG/lib
-    private_share=$WORK/pg$SYSTEM_SHARE
-    stamp=$WORK/pg/.from
-    version=$("$SYSTEM_PG/bin/postgres" --version)
-    if [ "$(cat "$stamp" 2>/dev/null)" != "$version" ]; then
-        rm -rf "$WORK/pg"
-        mkdir -p "$BIN" "$private_lib" "$private_share/extension"
-        cp "$SYSTEM_PG"/bin/* "$BIN"/
-        [ -e "$BIN/pg_config" ] || cp /usr/bin/pg_config "$BIN"/
-        for file in "$SYSTEM_PG"/lib/*; do ln -s "$file" "$private_lib"/; done
-        for file in "$SYSTEM_SHARE"/*; do
-            [ "$(basename "$file")" = extension ] || ln -s "$file" "$private_share"/
-        done
-        for file in "$SYSTEM_SHARE"/extension/*; do ln -s "$file" "$private_share/extension"/; done
-        printf '%s\n' "$version" >"$stamp"
-    fi
+    made_from="2 ${SANITIZE:-plain} $("$SYSTEM_PG/bin/postgres" --version)"
+    if [ "$(cat "$WORK/pg/.from" 2>/dev/null)" != "$made_from" ]; then rm -rf "$WORK/pg"; fi
+
+    as_server_user sh -eu -c '
+        made_from=$1 system_pg=$2 system_share=$3 system_include=$4 sanitize=$5
+        bin=pg$system_pg/bin lib=pg$system_pg/lib share=pg$system_share
+        # a package that was installed meanwhile shows up
+        link_all() {
+            for file in "$1"/*; do
+                [ -e "$2/${file##*/}" ] || [ "${file##*/}" = "${3:-}" ] || ln -sf "$file" "$2/"
+            done
+        }
+        mkdir -p "$bin" "$lib" "$share/extension" "$(dirname "pg$system_include")"
+        link_all "$system_pg/lib" "$lib"
+        link_all "$system_share" "$share" extension
+        link_all "$system_share/extension" "$share/extension"
+        [ ! -e pg/.from ] || exit 0
+
+        cp "$system_pg"/bin/* "$bin/"
+        [ -e "$bin/pg_config" ] || cp /usr/bin/pg_config "$bin/"
+        ln -s "$system_include" "pg$system_include"
+        if [ -n "$sanitize" ]; then
+            mv "$bin/postgres" "$bin/postgres.real"
+            cat >"$bin/postgres"
+            chmod +x "$bin/postgres"
+        fi
+        printf "%s\n" "$made_from" >pg/.from
+        ' sh "$made_from" "$SYSTEM_PG" "$SYSTEM_SHARE" "$SYSTEM_INCLUDE" "${SANITIZE:-}" <<SCRIPT
+#!/bin/sh
+# Leaks are not looked for: a backend leaves its memory to the kernel.
+export LD_PRELOAD='$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libubsan.so)'
+export ASAN_OPTIONS='detect_leaks=0:detect_stack_use_after_return=0:log_path=$WORK/reports/report'
+export UBSAN_OPTIONS='print_stacktrace=1:log_path=$WORK/reports/report'
+exec '$BIN/postgres.real' "\$@"
+SCRIPT
 }
 
 # install_private: builds the extension and installs it there.
 install_private() {
+    copy_sources
     make_private_pg
-    ${MAKE:-make} -s -C "$TOP" all install with_llvm=no PG_CONFIG="$BIN/pg_config" \
-        ${SANITIZE:+SANITIZE=$SANITIZE} >"$WORK/build.log" 2>&1 ||
-        { cat "$WORK/build.log" >&2; die "the build failed"; }
+    as_server_user sh -c '"$@" >build.log 2>&1 || { cat build.log >&2; false; }' sh \
+        "${MAKE:-make}" -s -j2 -C "$WORK/src" all install with_llvm=no PG_CONFIG="$BIN/pg_config" \
+        ${SANITIZE:+"SANITIZE=$SANITIZE"} || die "the build failed"
 }

@@ -3,35 +3,55 @@
 # directory: what `make demo` and people who work on Leasehold use.
 #
 # usage: private-server.sh start|stop|psql [ARGUMENT...]
+#
+# start builds first, and restarts a running server only if the library changed.
 set -eu
 TOP=$(cd "$(dirname "$0")/.." && pwd)
 . "$TOP/dev/lib.sh"
 choose_work_dir
 DATA=$WORK/data
-SOCKET_DIR=$WORK
 PORT=${LEASEHOLD_PORT:-54815}
 
-start() {
-    install_private
-    if [ ! -d "$DATA" ]; then
-        say "making a database cluster in $DATA"
-        as_server_user "$BIN/initdb" -D "$DATA" -U postgres -A trust -E UTF8 --locale=C.UTF-8 >"$WORK/initdb.log" ||
-            { cat "$WORK/initdb.log" >&2; die "initdb failed"; }
-        as_server_user sh -c "cat >>'$DATA/postgresql.conf'" <<CONF
+control() { as_server_user "$BIN/pg_ctl" -D "$DATA" -s "$@"; }
+running() { [ -x "$BIN/pg_ctl" ] && control status >/dev/null 2>&1; }
+
+# make_cluster: with what a server that serves must have, and no more.
+make_cluster() {
+    say "making a database cluster in $DATA"
+    as_server_user sh -eu -c '
+        rm -rf data.new
+        "$1/initdb" -D data.new -U postgres -A trust -E UTF8 --locale=C.UTF-8 >initdb.log 2>&1 ||
+            { cat initdb.log >&2; exit 1; }
+        cat >>data.new/postgresql.conf
+        mkdir -p -m 700 tokens
+        mv data.new data' sh "$BIN" <<CONF || die "initdb failed"
 listen_addresses = ''
 unix_socket_directories = '$SOCKET_DIR'
-port = $PORT
 shared_preload_libraries = 'leasehold'
 leasehold.token_directory = '$WORK/tokens'
 CONF
+}
+
+start() {
+    # shellcheck disable=SC2086 # a list of words
+    need_packages $BUILD_PACKAGES
+    install_private
+    as_server_user mkdir -p "$SOCKET_DIR"
+    [ -d "$DATA" ] || make_cluster
+    library=$(cksum <"$WORK/pg$SYSTEM_PG/lib/leasehold.so")
+    if running; then
+        [ "$(as_server_user cat library-in-use 2>/dev/null)" != "$library" ] || return 0
+        say "restarting the server, as the library has changed"
+        control -m fast -w stop
     fi
-    as_server_user "$BIN/pg_ctl" -D "$DATA" -l "$WORK/server.log" -w start >/dev/null ||
-        { tail -20 "$WORK/server.log" >&2; die "the server did not start"; }
+    control -l "$WORK/server.log" -o "-p $PORT" -w start >/dev/null ||
+        { as_server_user tail -20 server.log >&2; die "the server did not start"; }
+    printf '%s\n' "$library" | as_server_user sh -c 'cat >library-in-use'
 }
 
 case "${1:-}" in
 start) start ;;
-stop) as_server_user "$BIN/pg_ctl" -D "$DATA" -m fast -w stop >/dev/null ;;
-psql) shift; as_server_user "$BIN/psql" -h "$SOCKET_DIR" -p "$PORT" -U postgres "$@" ;;
+stop) if running; then control -m fast -w stop; fi ;;
+psql) shift; become_server_user "$BIN/psql" -h "$SOCKET_DIR" -p "$PORT" -U postgres "$@" ;;
 *) die "usage: $0 start|stop|psql [ARGUMENT...]" ;;
 esac

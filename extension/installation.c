@@ -172,7 +172,7 @@ column(HeapTuple tuple, Relation rel, const char *name, bool *isnull)
 
 /*
  * Statement trigger: has every process that caches something made of this
- * table read it again, and workers do so at once.
+ * table read it again, workers at once.
  */
 Datum
 leasehold_relation_changed(PG_FUNCTION_ARGS)

@@ -136,7 +136,9 @@ leasehold_announce_extension(PG_FUNCTION_ARGS)
 						 shared_state->max_databases)));
 	else
 	{
+		LWLockAcquire(shared_state->lock, LW_EXCLUSIVE);
 		entry->wanted = true;
+		LWLockRelease(shared_state->lock);
 		wake_launcher_at_commit();
 	}
 	PG_RETURN_VOID();

@@ -193,7 +193,7 @@ look_at_databases(void)
 	{
 		if (!database->exists)
 		{
-			shared_drop_database(database->oid);
+			shared_drop_database(database->oid, true);
 			hash_search(databases, &database->oid, HASH_REMOVE, NULL);
 		}
 	}
@@ -285,7 +285,7 @@ tend_worker(LaunchedDatabase *database, SharedDatabase *entry, int part, Timesta
 		{
 			/* it looked, and there is no extension */
 			database->absent = true;
-			shared_drop_database(database->oid);
+			shared_drop_database(database->oid, false);
 			return false;
 		}
 		if (now - worker->started_at > RESTART_PAUSE_MAX_MS * INT64CONST(1000))

@@ -53,6 +53,12 @@ note_change(Datum arg, Oid relid)
 }
 
 void
+plugins_forget(void)
+{
+	stale = true;
+}
+
+void
 plugins_refresh(void)
 {
 	if (!stale)

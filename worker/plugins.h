@@ -27,6 +27,9 @@ extern void plugins_init(void);
  */
 extern void plugins_refresh(void);
 
+/* Has the next refresh read them again: a setting that they depend on may have changed. */
+extern void plugins_forget(void);
+
 /* Whether any limit holds that a lease may wait for. */
 extern bool plugins_limits_exist(void);
 

@@ -81,10 +81,11 @@ leasehold_worker_main(Datum main_arg)
 	dlist_init(&worker.finished);
 	dlist_init(&worker.out);
 	worker_attach(DatumGetObjectId(main_arg), part);
+	/* ending without complaint tells the launcher that it need not try again */
 	if (round_check() == ROUND_NO_EXTENSION)
 	{
 		worker.database->wanted = false;
-		proc_exit(1);
+		proc_exit(0);
 	}
 	worker.database->wanted = true;
 
@@ -256,6 +257,8 @@ worker_loop(void)
 			ConfigReloadPending = false;
 			ProcessConfigFile(PGC_SIGHUP);
 			worker.capacity = worker_capacity();
+			plugins_forget();
+			next_check = next_housekeeping = 0;
 		}
 
 		woken = pg_atomic_exchange_u32(&worker.shared->wake, 0) != 0;
@@ -268,7 +271,7 @@ worker_loop(void)
 			if (state == ROUND_NO_EXTENSION)
 			{
 				worker.database->wanted = false;
-				proc_exit(1);
+				proc_exit(0);
 			}
 			if (state == ROUND_SERVING && was != ROUND_SERVING && was != ROUND_PAUSED)
 			{

@@ -72,8 +72,8 @@ CREATE INDEX leases_live_by_agent ON leasehold.leases (company_id, agent_id)
     WHERE agent_id IS NOT NULL AND status IN ('acquiring', 'active', 'releasing', 'retained', 'resuming', 'pending_cleanup', 'irrevocable');
 CREATE INDEX leases_live_by_workspace ON leasehold.leases (company_id, execution_workspace_id)
     WHERE execution_workspace_id IS NOT NULL AND status IN ('acquiring', 'active', 'releasing', 'retained', 'resuming', 'pending_cleanup', 'irrevocable');
-CREATE INDEX leases_parked_by_issue ON leasehold.leases (company_id, issue_id)
-    WHERE issue_id IS NOT NULL AND status = 'retained';
+CREATE INDEX leases_live_by_issue ON leasehold.leases (company_id, issue_id)
+    WHERE issue_id IS NOT NULL AND status IN ('acquiring', 'active', 'releasing', 'retained', 'resuming', 'pending_cleanup', 'irrevocable');
 CREATE INDEX leases_by_request_time ON leasehold.leases USING brin (requested_at);
 ALTER TABLE leasehold.leases SET (autovacuum_vacuum_scale_factor = 0.05, autovacuum_analyze_scale_factor = 0.02);
 
@@ -102,6 +102,15 @@ CREATE INDEX provider_resources_by_lease ON leasehold_internal.provider_resource
 SELECT leasehold_internal.protect('leasehold.leases', 'viewer');
 SELECT leasehold_internal.protect('leasehold.lease_metadata', 'user');
 SELECT leasehold_internal.protect('leasehold_internal.provider_resources', 'viewer');
+
+-- When an active or parked lease ends by itself.
+CREATE FUNCTION leasehold_internal.lease_deadline(
+        status leasehold.lease_status, expires_at timestamptz, last_used_at timestamptz, idle_timeout interval)
+    RETURNS timestamptz LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN CASE WHEN status = 'active' THEN LEAST(expires_at, last_used_at + idle_timeout)
+                WHEN status = 'retained' THEN expires_at END;
+COMMENT ON FUNCTION leasehold_internal.lease_deadline(leasehold.lease_status, timestamptz, timestamptz, interval) IS
+    'When an active or parked lease ends by itself';
 
 -- The life cycle.
 

@@ -569,7 +569,7 @@ BEGIN
     SELECT v_company, v_id, import_lease.metadata WHERE import_lease.metadata IS NOT NULL;
     INSERT INTO leasehold_internal.calls (company_id, subject_id, slot, operation, shard, due_at)
     SELECT l.company_id, l.id, 'timer', 'lease_deadline', leasehold_internal.shard_of(l.company_id),
-           leasehold_internal.lease_deadline(l)
+           leasehold_internal.lease_deadline(l.status, l.expires_at, l.last_used_at, l.idle_timeout)
       FROM leasehold.leases AS l WHERE l.company_id = v_company AND l.id = v_id;
     PERFORM leasehold_internal.record(v_company, 'environment.lease_imported', 'environment_lease', v_id::text,
         pg_catalog.jsonb_build_object('environmentId', v_environment.id, 'provider', v_environment.provider,
@@ -580,13 +580,6 @@ END
 $$;
 SELECT leasehold_internal.publish('leasehold_internal.import_lease', 'instant',
     'puts a resource that exists at the provider already under a lease', 'leasehold_app');
-
--- When an active lease ends by itself.
-CREATE FUNCTION leasehold_internal.lease_deadline(lease leasehold.leases) RETURNS timestamptz
-    LANGUAGE sql IMMUTABLE AS $$
-    SELECT LEAST((lease).expires_at, (lease).last_used_at + (lease).idle_timeout)
-$$;
-COMMENT ON FUNCTION leasehold_internal.lease_deadline(leasehold.leases) IS 'When an active lease ends by itself';
 
 CREATE FUNCTION leasehold_internal.retry_lease(lease_id uuid, company text DEFAULT NULL) RETURNS text
     LANGUAGE plpgsql VOLATILE AS $$

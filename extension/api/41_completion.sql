@@ -103,8 +103,10 @@ BEGIN
     RETURN QUERY
     WITH found AS MATERIALIZED (
         SELECT a.*, l.status AS old_status, l.provider, l.provider_lease_id AS old_resource,
-               c.operation, c.look_up, c.attempts, c.attempts - c.throttled AS tries,
-               l.acquire_by IS NULL OR l.acquire_by > pg_catalog.clock_timestamp() AS in_time,
+               c.operation, c.look_up, c.attempts, c.attempts - c.throttled AS tries, c.last_error,
+               -- during a look-up the lease remembers how often it was asked for
+               (l.acquire_by IS NULL OR l.acquire_by > pg_catalog.clock_timestamp())
+               AND (NOT c.look_up OR l.attempts < acquire_attempts) AS in_time,
                CASE WHEN a.outcome = 'unknown' THEN leasehold_internal.provider_looks_up(l.provider) END AS looks_up,
                CASE WHEN a.outcome = 'ok' AND c.operation = 'acquire' AND a.provider_lease_id IS NOT NULL THEN
                     (SELECT r.lease_id <> l.id OR r.company_id <> l.company_id
@@ -157,7 +159,12 @@ BEGIN
                last_used_at = CASE WHEN s.step = 'activate' THEN pg_catalog.clock_timestamp() ELSE l.last_used_at END,
                provider_expires_at = CASE WHEN s.outcome = 'ok' AND s.step IN ('activate', 'dispose') THEN s.expires_at
                                           ELSE l.provider_expires_at END,
-               expires_at = CASE WHEN s.step = 'activate' THEN
+               -- a parked resource waits for its next use as long as a lease may live
+               expires_at = CASE WHEN s.step = 'end' AND l.end_status = 'retained' THEN
+                   pg_catalog.clock_timestamp()
+                   + CASE WHEN v_ceilings THEN leasehold_internal.ttl_ceiling(l.company_id, l.environment_id, l.provider)
+                          ELSE interval '24 hours' END
+                   WHEN s.step = 'activate' THEN
                    LEAST(pg_catalog.clock_timestamp()
                          + LEAST(l.ttl, CASE WHEN v_ceilings THEN leasehold_internal.ttl_ceiling(l.company_id, l.environment_id, l.provider)
                                          ELSE interval '24 hours' END),
@@ -168,26 +175,31 @@ BEGIN
                cleanup_status = CASE WHEN s.step = 'end' THEN 'success'
                                      WHEN s.step IN ('cleanup', 'irrevocable') THEN 'failed' ELSE l.cleanup_status END,
                failure_code = CASE WHEN s.taken THEN 'resource_taken'
+                                   WHEN s.step = 'fail' AND s.look_up THEN 'lease_acquire_failed'
                                    WHEN s.step IN ('fail', 'cleanup', 'irrevocable', 'reacquire')
                                         THEN COALESCE(CASE WHEN s.step = 'irrevocable' AND s.operation = 'acquire'
                                                            THEN 'acquire_outcome_unknown' END, s.code, l.failure_code)
                                    WHEN s.step = 'activate' THEN NULL ELSE l.failure_code END,
                failure_reason = CASE WHEN s.taken THEN 'the provider answered with a resource that another lease holds'
+                                     WHEN s.step = 'fail' AND s.look_up THEN COALESCE(s.last_error, s.message)
                                      WHEN s.step IN ('fail', 'cleanup', 'irrevocable') AND l.failure_reason IS NULL
                                           THEN s.message
                                      WHEN s.step = 'activate' THEN NULL ELSE l.failure_reason END,
-               attempts = CASE WHEN s.step IN ('later', 'cleanup', 'look_up') THEN s.attempts ELSE 0 END,
+               attempts = CASE WHEN s.step IN ('again', 'later') AND s.look_up THEN l.attempts
+                               WHEN s.step = 'look_up' THEN s.tries
+                               WHEN s.step IN ('later', 'cleanup') THEN s.attempts ELSE 0 END,
                waiting_for = CASE WHEN s.step IN ('later', 'look_up', 'cleanup')
                                   THEN pg_catalog.concat_ws(': ', 'retry', s.code) END
           FROM step AS s
          WHERE l.company_id = s.company_id AND l.id = s.id
-        RETURNING l.*, s.step, s.outcome, s.operation, s.code, s.message, s.metadata, s.old_status, s.old_resource, s.later
+        RETURNING l.*, s.step, s.outcome, s.operation, s.code, s.message, s.metadata, s.old_status, s.old_resource, s.later,
+                  s.attempts AS tries
     ), done AS (
         DELETE FROM leasehold_internal.calls AS c
          USING lease AS l
          WHERE c.company_id = l.company_id AND c.subject_id = l.id
            AND (c.slot = 'op' AND l.step IN ('activate', 'fail', 'end', 'irrevocable')
-                OR c.slot = 'timer' AND l.step IN ('fail', 'end', 'irrevocable', 'dispose'))
+                OR c.slot = 'timer' AND l.step IN ('fail', 'end', 'irrevocable', 'dispose') AND l.status <> 'retained')
     ), next AS (
         UPDATE leasehold_internal.calls AS c
            SET state = 'queued', worker_epoch = NULL, generation = l.generation,
@@ -195,20 +207,25 @@ BEGIN
                    WHEN 'dispose' THEN CASE WHEN l.disposition = 'delete' AND l.policy <> 'ephemeral' THEN 'destroy' ELSE 'release' END
                    WHEN 'reacquire' THEN 'acquire' ELSE c.operation END,
                look_up = CASE l.step WHEN 'look_up' THEN true WHEN 'later' THEN c.look_up ELSE false END,
-               attempts = CASE WHEN l.step IN ('dispose', 'reacquire', 'again') THEN 0 ELSE c.attempts END,
-               throttled = CASE WHEN l.step IN ('dispose', 'reacquire', 'again') THEN 0
+               attempts = CASE WHEN l.step IN ('dispose', 'reacquire', 'look_up') THEN 0
+                               WHEN l.step = 'again' THEN l.attempts ELSE c.attempts END,
+               throttled = CASE WHEN l.step IN ('dispose', 'reacquire', 'look_up', 'again') THEN 0
                                 WHEN l.outcome = 'throttled' THEN c.throttled + 1 ELSE c.throttled END,
                crashes = 0,
-               last_error = pg_catalog.left(l.message, 500),
-               due_at = CASE WHEN l.step IN ('later', 'look_up', 'cleanup') THEN l.later ELSE pg_catalog.clock_timestamp() END
+               last_error = CASE WHEN l.step = 'again' THEN c.last_error ELSE pg_catalog.left(l.message, 500) END,
+               -- a request does not wait longer than it may live
+               due_at = CASE WHEN l.step = 'later' AND l.operation IN ('acquire', 'resume') AND NOT c.look_up
+                             THEN LEAST(l.later, GREATEST(l.acquire_by, pg_catalog.clock_timestamp()))
+                             WHEN l.step IN ('later', 'look_up', 'cleanup') THEN l.later
+                             ELSE pg_catalog.clock_timestamp() END
           FROM lease AS l
          WHERE c.company_id = l.company_id AND c.subject_id = l.id AND c.slot = 'op'
            AND l.step IN ('dispose', 'reacquire', 'look_up', 'again', 'later', 'cleanup')
     ), timer AS (
         INSERT INTO leasehold_internal.calls AS c (company_id, subject_id, slot, operation, shard, due_at, generation)
         SELECT l.company_id, l.id, 'timer', 'lease_deadline', leasehold_internal.shard_of(l.company_id),
-               LEAST(l.expires_at, l.last_used_at + l.idle_timeout), l.generation
-          FROM lease AS l WHERE l.step = 'activate'
+               leasehold_internal.lease_deadline(l.status, l.expires_at, l.last_used_at, l.idle_timeout), l.generation
+          FROM lease AS l WHERE l.step = 'activate' OR l.status = 'retained'
         ON CONFLICT (company_id, subject_id, slot) DO UPDATE SET due_at = excluded.due_at, state = 'queued'
     ), stray AS (
         -- a parked resource that could not be resumed is removed on its own
@@ -257,7 +274,7 @@ BEGIN
           FROM lease AS l
          -- of a series of failing tries the first is told
          WHERE l.step IN ('activate', 'end', 'fail', 'irrevocable', 'look_up', 'reacquire')
-            OR l.attempts = 1 AND l.step IN ('later', 'cleanup')
+            OR l.tries = 1 AND l.step IN ('later', 'cleanup')
     )
     SELECT a.company_id, a.id,
            CASE WHEN l.id IS NOT NULL THEN 'applied'
