@@ -9,7 +9,7 @@
  *	  REFRESH of somebody's hostile table or view by a superuser),
  *	- checks that no argument without a default is NULL and none is oversized,
  *	- notes the role that was current as the caller,
- *	- switches to the owner of the implementation and pins search_path, and
+ *	- switches to the owner of the implementation and pins search_path,
  *	- undoes both however the implementation ends.
  * Nothing here trusts session_user or the setting "role": SET ROLE, definer
  * functions of an application, poolers and PostgREST all show up as what
@@ -24,10 +24,12 @@
 #include "access/detoast.h"
 #include "access/htup_details.h"
 #include "access/xact.h"
+#include "access/xlog.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_proc.h"
 #include "catalog/pg_type.h"
 #include "funcapi.h"
+#include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "nodes/execnodes.h"
 #include "utils/acl.h"
@@ -53,6 +55,7 @@ PG_FUNCTION_INFO_V1(leasehold_choose_company);
 
 #define MAX_ARGUMENT_SIZE	(1024 * 1024)
 #define MAX_ACTOR_SIZE		200
+#define MAX_KEY_SHOWN		63
 
 typedef struct CallerFrame
 {
@@ -74,17 +77,20 @@ typedef struct GateTarget
 	bool	   *argument_varlena;
 } GateTarget;
 
-/* What use_company() chose; valid for one transaction. */
+/*
+ * What use_company() chose; valid for one transaction.  A choice made in a
+ * subtransaction hides the one before, until that subtransaction is undone.
+ */
 typedef struct CompanyChoice
 {
-	bool		made;
-	int			nest_level;		/* undone with the subtransaction that made it */
+	struct CompanyChoice *before;
+	int			nest_level;		/* of the (sub)transaction that made it */
 	pg_uuid_t	company;
 	char		actor[MAX_ACTOR_SIZE + 1];
 } CompanyChoice;
 
 static CallerFrame *current_frame = NULL;
-static CompanyChoice choice;
+static CompanyChoice *choice = NULL;	/* in TopTransactionContext */
 
 static GateTarget *gate_target(FmgrInfo *flinfo);
 static void gate_check_arguments(FunctionCallInfo fcinfo, GateTarget *target);
@@ -108,9 +114,15 @@ caller_role(void)
 {
 	Oid			user = GetUserId();
 
-	if (current_frame != NULL && current_frame->owner == user)
+	if (caller_is_within_gate())
 		return current_frame->caller;
 	return user;
+}
+
+bool
+caller_is_within_gate(void)
+{
+	return current_frame != NULL && current_frame->owner == GetUserId();
 }
 
 /*
@@ -150,6 +162,10 @@ leasehold_gate(PG_FUNCTION_ARGS)
 		SetUserIdAndSecContext(target->owner,
 							   save_sec_context | SECURITY_LOCAL_USERID_CHANGE);
 		(void) set_config_option("search_path", "pg_catalog, pg_temp",
+								 PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE,
+								 true, 0, false);
+		/* statements that find rows by key gain nothing from being planned anew */
+		(void) set_config_option("plan_cache_mode", "force_generic_plan",
 								 PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE,
 								 true, 0, false);
 		result = gate_call(fcinfo, target);
@@ -274,13 +290,23 @@ leasehold_acting_role(PG_FUNCTION_ARGS)
 /*
  * asserted_actor() returns text: whom the application says it acts for, as
  * given to use_company() in this transaction, or NULL.
+ *
+ * It was said about one company, by a role that may say it there: events of
+ * other companies, and of roles that may not, must not carry it.
  */
 Datum
 leasehold_asserted_actor(PG_FUNCTION_ARGS)
 {
-	if (!choice.made || choice.actor[0] == '\0')
+	const Membership *membership;
+
+	if (choice == NULL || choice->actor[0] == '\0' || !caller_is_within_gate() ||
+		!current_frame->has_company ||
+		memcmp(&current_frame->company, &choice->company, UUID_LEN) != 0)
 		PG_RETURN_NULL();
-	PG_RETURN_TEXT_P(cstring_to_text(choice.actor));
+	membership = membership_find(membership_of_role(caller_role()), &choice->company);
+	if (membership == NULL || !membership->asserts_actor)
+		PG_RETURN_NULL();
+	PG_RETURN_TEXT_P(cstring_to_text(choice->actor));
 }
 
 /*
@@ -295,7 +321,7 @@ leasehold_visible_companies(PG_FUNCTION_ARGS)
 {
 	MemberLevel level = membership_parse_level(text_to_cstring(PG_GETARG_TEXT_PP(0)));
 	const MembershipList *list = membership_of_role(caller_role());
-	bool		in_frame = current_frame != NULL && current_frame->owner == GetUserId();
+	bool		in_frame = caller_is_within_gate();
 	bool		admin_sees = list->admin && level == LEVEL_VIEWER;
 	pg_uuid_t	scope;
 	Datum	   *ids = NULL;
@@ -308,7 +334,7 @@ leasehold_visible_companies(PG_FUNCTION_ARGS)
 		ids = membership_all_companies(&count);
 	else if (!company_in_scope(list, &scope))
 	{
-		if (admin_sees && !choice.made)
+		if (admin_sees && choice == NULL)
 			ids = membership_all_companies(&count);
 		else
 			PG_RETURN_ARRAYTYPE_P(construct_empty_array(UUIDOID));
@@ -356,6 +382,13 @@ leasehold_enter_company(PG_FUNCTION_ARGS)
 	list = membership_of_role(caller_role());
 	if (key == NULL && !company_in_scope(list, company))
 		refuse_ambiguous(list);
+	if (level > LEVEL_VIEWER && XactReadOnly)
+		ereport(ERROR,
+				(leasehold_error(LHE_READ_ONLY),
+				 errmsg("cannot change anything in a read-only transaction"),
+				 errhint(RecoveryInProgress() ?
+						 "This server is a standby; connect to the primary." :
+						 "Use SET TRANSACTION READ WRITE.")));
 
 	membership = membership_find(list, company);
 	if (!(admin_may && list->admin))
@@ -405,20 +438,24 @@ leasehold_is_admin(PG_FUNCTION_ARGS)
 /*
  * choose_company(company text, actor text) returns uuid
  *		Behind use_company(): sets the company, and whom the caller acts for,
- *		until the transaction ends.
+ *		until the transaction ends.  Without a company it is the caller's only
+ *		one.
  */
 Datum
 leasehold_choose_company(PG_FUNCTION_ARGS)
 {
-	char	   *key = text_to_cstring(PG_GETARG_TEXT_PP(0));
+	char	   *key = PG_ARGISNULL(0) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(0));
 	char	   *actor = PG_ARGISNULL(1) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(1));
+	int			nest_level = GetCurrentTransactionNestLevel();
 	const MembershipList *list;
 	const Membership *membership;
 	pg_uuid_t  *company = palloc(sizeof(pg_uuid_t));
 
-	if (!membership_company_by_key(key, company))
+	if (key != NULL && !membership_company_by_key(key, company))
 		refuse_company(key);
 	list = membership_of_role(caller_role());
+	if (key == NULL && !company_in_scope(list, company))
+		refuse_ambiguous(list);
 	membership = membership_find(list, company);
 	if (membership == NULL && !list->admin)
 		refuse_company(key);
@@ -437,10 +474,16 @@ leasehold_choose_company(PG_FUNCTION_ARGS)
 					 errhint("Grant the membership with asserts_actor => true.")));
 	}
 
-	choice.made = true;
-	choice.nest_level = GetCurrentTransactionNestLevel();
-	choice.company = *company;
-	strlcpy(choice.actor, actor ? actor : "", sizeof(choice.actor));
+	if (choice == NULL || choice->nest_level < nest_level)
+	{
+		CompanyChoice *new_choice = MemoryContextAlloc(TopTransactionContext, sizeof(CompanyChoice));
+
+		new_choice->before = choice;
+		new_choice->nest_level = nest_level;
+		choice = new_choice;
+	}
+	choice->company = *company;
+	strlcpy(choice->actor, actor ? actor : "", sizeof(choice->actor));
 	PG_RETURN_UUID_P(company);
 }
 
@@ -450,8 +493,8 @@ leasehold_choose_company(PG_FUNCTION_ARGS)
 static bool
 company_in_scope(const MembershipList *list, pg_uuid_t *company)
 {
-	if (choice.made)
-		*company = choice.company;
+	if (choice != NULL)
+		*company = choice->company;
 	else if (list->count == 1)
 		*company = list->items[0].company;
 	else
@@ -485,7 +528,8 @@ refuse_company(const char *key)
 						GetUserNameFromId(caller_role(), false))));
 	ereport(ERROR,
 			(leasehold_error(LHE_COMPANY_NOT_FOUND),
-			 errmsg("company \"%s\" does not exist", key),
+			 errmsg("company \"%.*s\" does not exist",
+					pg_mbcliplen(key, strlen(key), MAX_KEY_SHOWN), key),
 			 errhint("Companies that the role does not belong to are not shown.")));
 }
 
@@ -497,8 +541,7 @@ caller_xact_callback(XactEvent event, void *arg)
 		case XACT_EVENT_COMMIT:
 		case XACT_EVENT_ABORT:
 		case XACT_EVENT_PREPARE:
-			choice.made = false;
-			choice.actor[0] = '\0';
+			choice = NULL;		/* its memory goes with the transaction */
 			break;
 		default:
 			break;
@@ -509,14 +552,16 @@ static void
 caller_subxact_callback(SubXactEvent event, SubTransactionId mine,
 						SubTransactionId parent, void *arg)
 {
-	if (!choice.made)
+	int			nest_level = GetCurrentTransactionNestLevel();
+
+	if (choice == NULL || choice->nest_level < nest_level)
 		return;
-	if (event == SUBXACT_EVENT_ABORT_SUB && choice.nest_level >= GetCurrentTransactionNestLevel())
+	if (event == SUBXACT_EVENT_ABORT_SUB)
+		choice = choice->before;
+	else if (event == SUBXACT_EVENT_COMMIT_SUB)
 	{
-		choice.made = false;
-		choice.actor[0] = '\0';
+		choice->nest_level = nest_level - 1;
+		if (choice->before != NULL && choice->before->nest_level == choice->nest_level)
+			choice->before = choice->before->before;
 	}
-	else if (event == SUBXACT_EVENT_COMMIT_SUB &&
-			 choice.nest_level >= GetCurrentTransactionNestLevel())
-		choice.nest_level = GetCurrentTransactionNestLevel() - 1;
 }

@@ -13,6 +13,9 @@
  */
 extern Oid	caller_role(void);
 
+/* Whether the current code is an implementation that the gate called. */
+extern bool caller_is_within_gate(void);
+
 extern void caller_init(void);
 
 #endif							/* LEASEHOLD_CALLER_H */

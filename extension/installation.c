@@ -1,7 +1,7 @@
 /*
  * installation.c
  *		The facts of this server that the installation's stamp is compared with,
- *		and the installation's epoch.
+ *		the installation's epoch, and whether it is paused.
  */
 #include "postgres.h"
 #include "compat.h"
@@ -26,23 +26,29 @@
 
 #include "installation.h"
 #include "settings.h"
+#include "wake.h"
 
 PG_FUNCTION_INFO_V1(leasehold_here);
 PG_FUNCTION_INFO_V1(leasehold_current_epoch);
 PG_FUNCTION_INFO_V1(leasehold_relation_changed);
 
-static bool epoch_known = false;
+/* what was read of the installation's row */
+static bool row_known = false;
 static int64 epoch;
-static Oid	epoch_relid = InvalidOid;
+static bool paused;
+static char paused_reason[256];
+
+static Oid	installation_relid = InvalidOid;
 static uint64 change_count = 0;
 
-static int64 read_epoch(void);
-static void invalidate_epoch(Datum arg, Oid relid);
+static void read_row(void);
+static Datum column(HeapTuple tuple, Relation rel, const char *name, bool *isnull);
+static void invalidate_row(Datum arg, Oid relid);
 
 void
 installation_init(void)
 {
-	CacheRegisterRelcacheCallback(invalidate_epoch, (Datum) 0);
+	CacheRegisterRelcacheCallback(invalidate_row, (Datum) 0);
 }
 
 uint64
@@ -110,40 +116,63 @@ leasehold_here(PG_FUNCTION_ARGS)
 Datum
 leasehold_current_epoch(PG_FUNCTION_ARGS)
 {
-	if (!epoch_known)
-		epoch = read_epoch();
+	if (!row_known)
+		read_row();
 	PG_RETURN_INT64(epoch);
 }
 
+bool
+installation_is_paused(const char **reason)
+{
+	AcceptInvalidationMessages();
+	if (!row_known)
+		read_row();
+	*reason = paused_reason;
+	return paused;
+}
+
 /* Reads the table directly: it is asked for in column defaults, as anybody. */
-static int64
-read_epoch(void)
+static void
+read_row(void)
 {
 	Relation	rel;
 	SysScanDesc scan;
 	HeapTuple	tuple;
-	int64		result = 0;
 
-	epoch_relid = get_relname_relid("installation", get_namespace_oid("leasehold_internal", false));
-	rel = table_open(epoch_relid, AccessShareLock);
-	epoch_known = true;
+	installation_relid = get_relname_relid("installation", get_namespace_oid("leasehold_internal", false));
+	rel = table_open(installation_relid, AccessShareLock);
+	epoch = 0;
+	paused = false;
+	paused_reason[0] = '\0';
+	/* set before reading: an invalidation that arrives meanwhile must win */
+	row_known = true;
 	scan = systable_beginscan(rel, InvalidOid, false, NULL, 0, NULL);
 	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
 	{
 		bool		isnull;
-		Datum		value = heap_getattr(tuple, get_attnum(epoch_relid, "epoch"),
-										 RelationGetDescr(rel), &isnull);
+		Datum		reason;
 
-		result = Max(result, DatumGetInt64(value));
+		epoch = Max(epoch, DatumGetInt64(column(tuple, rel, "epoch", &isnull)));
+		if (!DatumGetBool(column(tuple, rel, "paused", &isnull)))
+			continue;
+		paused = true;
+		reason = column(tuple, rel, "paused_reason", &isnull);
+		if (!isnull)
+			strlcpy(paused_reason, TextDatumGetCString(reason), sizeof(paused_reason));
 	}
 	systable_endscan(scan);
 	table_close(rel, AccessShareLock);
-	return result;
+}
+
+static Datum
+column(HeapTuple tuple, Relation rel, const char *name, bool *isnull)
+{
+	return heap_getattr(tuple, get_attnum(RelationGetRelid(rel), name), RelationGetDescr(rel), isnull);
 }
 
 /*
  * Statement trigger: has every process that caches something made of this
- * table read it again.
+ * table read it again, workers at once.
  */
 Datum
 leasehold_relation_changed(PG_FUNCTION_ARGS)
@@ -151,15 +180,16 @@ leasehold_relation_changed(PG_FUNCTION_ARGS)
 	if (!CALLED_AS_TRIGGER(fcinfo))
 		elog(ERROR, "leasehold_relation_changed: not called as a trigger");
 	CacheInvalidateRelcache(((TriggerData *) fcinfo->context)->tg_relation);
+	wake_workers_at_commit();
 	return PointerGetDatum(NULL);
 }
 
 static void
-invalidate_epoch(Datum arg, Oid relid)
+invalidate_row(Datum arg, Oid relid)
 {
-	if (relid == InvalidOid || relid == epoch_relid)
+	if (relid == InvalidOid || relid == installation_relid)
 	{
-		epoch_known = false;
+		row_known = false;
 		change_count++;
 	}
 }

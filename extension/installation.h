@@ -1,6 +1,7 @@
 /*
  * installation.h
- *		Where this server is, for telling an installation from its copies.
+ *		Where this server is, for telling an installation from its copies, and
+ *		what backends read of the installation's row.
  */
 #ifndef LEASEHOLD_INSTALLATION_H
 #define LEASEHOLD_INSTALLATION_H
@@ -12,5 +13,8 @@ extern void installation_init(void);
  * learned of.  Whoever keeps something derived from it compares.
  */
 extern uint64 installation_change_count(void);
+
+/* Whether pause_worker() was called, and with which reason, "" for none. */
+extern bool installation_is_paused(const char **reason);
 
 #endif							/* LEASEHOLD_INSTALLATION_H */

@@ -12,6 +12,7 @@
 #include "database_guard.h"
 #include "installation.h"
 #include "launcher.h"
+#include "planning.h"
 #include "settings.h"
 #include "shared_state.h"
 #include "wake.h"
@@ -28,6 +29,7 @@ _PG_init(void)
 	installation_init();
 	wake_init();
 	database_guard_init();
+	planning_init();
 
 	/* pg_upgrade starts servers that must not reach out to providers */
 	if (process_shared_preload_libraries_in_progress && !IsBinaryUpgrade)

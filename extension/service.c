@@ -12,6 +12,7 @@
 #include "utils/timestamp.h"
 
 #include "errors.h"
+#include "installation.h"
 #include "service.h"
 #include "settings.h"
 #include "shared_state.h"
@@ -29,6 +30,7 @@ service_is_available(char **reason, LeaseholdError *error)
 {
 	SharedDatabase *entry;
 	SharedWorker worker;
+	const char *pause;
 
 	*error = LHE_WORKER_UNAVAILABLE;
 	if (shared_state == NULL)
@@ -43,10 +45,16 @@ service_is_available(char **reason, LeaseholdError *error)
 		*reason = pstrdup("no worker serves this database");
 		return false;
 	}
+	/* a pause holds from its commit on, whether or not a worker has seen it yet */
+	if (installation_is_paused(&pause))
+	{
+		*reason = pause[0] != '\0' ? psprintf("paused: %s", pause) : pstrdup("paused by an administrator");
+		return false;
+	}
 	for (int w = 0; w < setting_workers; w++)
 	{
 		copy_worker(&worker, &entry->workers[w]);
-		if (worker.state == WORKER_RUNNING)
+		if (worker.state == WORKER_RUNNING || worker.state == WORKER_PAUSED)
 			continue;
 		if (worker.state == WORKER_HELD)
 			*error = LHE_INSTALLATION_HELD;

@@ -115,7 +115,7 @@ shared_find_database(Oid database, bool create)
 }
 
 void
-shared_drop_database(Oid database)
+shared_drop_database(Oid database, bool even_if_wanted)
 {
 	if (shared_state == NULL)
 		return;
@@ -123,8 +123,10 @@ shared_drop_database(Oid database)
 	LWLockAcquire(shared_state->lock, LW_EXCLUSIVE);
 	for (int i = 0; i < shared_state->max_databases; i++)
 	{
-		if (shared_state->databases[i].oid == database)
-			shared_reset_entry(&shared_state->databases[i], InvalidOid);
+		SharedDatabase *entry = &shared_state->databases[i];
+
+		if (entry->oid == database && (even_if_wanted || !entry->wanted))
+			shared_reset_entry(entry, InvalidOid);
 	}
 	LWLockRelease(shared_state->lock);
 }

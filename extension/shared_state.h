@@ -108,8 +108,8 @@ extern void shared_state_init(void);
  */
 extern SharedDatabase *shared_find_database(Oid database, bool create);
 
-/* Forgets a database: gone, or without the extension. */
-extern void shared_drop_database(Oid database);
+/* Forgets a database: gone, or (unless somebody announced it just now) without the extension. */
+extern void shared_drop_database(Oid database, bool even_if_wanted);
 
 /*
  * Wakes the workers of a database, or the launcher; or tells workers to look

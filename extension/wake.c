@@ -3,11 +3,15 @@
  *		The commit-time wake.
  *
  * A statement trigger on the dispatch table marks the transaction; when it has
- * committed, one flag in shared memory is set and one latch.  The callback is
- * registered once per process, allocates nothing, takes no lock and cannot
- * fail: an error there would take the server down.  A savepoint that made work
- * and was rolled back causes a wake without work, which is harmless; a
- * prepared transaction causes none, and the worker's own check finds its work.
+ * committed, one flag in shared memory is set and one latch.  The callbacks are
+ * registered once per process, allocate nothing, take no lock and cannot fail:
+ * an error there would take the server down.  A savepoint that made work and
+ * was rolled back causes a wake without work, which is harmless; a prepared
+ * transaction causes none, and the worker's own check finds its work.
+ *
+ * The wake comes at the very end of the commit, not with its event: a worker
+ * that is woken before the invalidations are sent would look at what it has
+ * cached, find it valid, and sleep on.
  */
 #include "postgres.h"
 #include "compat.h"
@@ -15,6 +19,7 @@
 #include "access/xact.h"
 #include "commands/trigger.h"
 #include "miscadmin.h"
+#include "utils/resowner.h"
 #include "utils/timestamp.h"
 
 #include "errors.h"
@@ -26,15 +31,18 @@ PG_FUNCTION_INFO_V1(leasehold_announce_extension);
 
 static bool workers_marked = false;
 static bool launcher_marked = false;
+static bool committed = false;
 static SharedDatabase *marked_entry = NULL;
 static TimestampTz marked_at;	/* no work of the transaction was due before */
 
 static void wake_xact_callback(XactEvent event, void *arg);
+static void wake_release_callback(ResourceReleasePhase phase, bool isCommit, bool isTopLevel, void *arg);
 
 void
 wake_init(void)
 {
 	RegisterXactCallback(wake_xact_callback, NULL);
+	RegisterResourceReleaseCallback(wake_release_callback, NULL);
 }
 
 void
@@ -62,25 +70,38 @@ wake_xact_callback(XactEvent event, void *arg)
 	{
 		case XACT_EVENT_COMMIT:
 		case XACT_EVENT_PARALLEL_COMMIT:
-			if (workers_marked && marked_entry->oid == MyDatabaseId)
-			{
-				/* workers look back a little by themselves, but not that far */
-				if (GetCurrentTimestamp() - marked_at > WAKE_LATE_US)
-					shared_note_late_work(marked_entry, marked_at);
-				shared_wake_workers(marked_entry);
-			}
-			if (launcher_marked)
-				shared_wake_launcher();
-			workers_marked = launcher_marked = false;
+			committed = workers_marked || launcher_marked;
 			break;
 		case XACT_EVENT_ABORT:
 		case XACT_EVENT_PARALLEL_ABORT:
 		case XACT_EVENT_PREPARE:
-			workers_marked = launcher_marked = false;
+			workers_marked = launcher_marked = committed = false;
 			break;
 		default:
 			break;
 	}
+}
+
+/*
+ * The last phase of a transaction's end: its changes are visible, their
+ * invalidations are sent, and its locks are released.
+ */
+static void
+wake_release_callback(ResourceReleasePhase phase, bool isCommit, bool isTopLevel, void *arg)
+{
+	if (!committed || !isTopLevel || phase != RESOURCE_RELEASE_AFTER_LOCKS)
+		return;
+
+	if (workers_marked && marked_entry->oid == MyDatabaseId)
+	{
+		/* workers look back a little by themselves, but not that far */
+		if (GetCurrentTimestamp() - marked_at > WAKE_LATE_US)
+			shared_note_late_work(marked_entry, marked_at);
+		shared_wake_workers(marked_entry);
+	}
+	if (launcher_marked)
+		shared_wake_launcher();
+	workers_marked = launcher_marked = committed = false;
 }
 
 /*
@@ -115,7 +136,9 @@ leasehold_announce_extension(PG_FUNCTION_ARGS)
 						 shared_state->max_databases)));
 	else
 	{
+		LWLockAcquire(shared_state->lock, LW_EXCLUSIVE);
 		entry->wanted = true;
+		LWLockRelease(shared_state->lock);
 		wake_launcher_at_commit();
 	}
 	PG_RETURN_VOID();

@@ -16,6 +16,7 @@
 #include "access/xact.h"
 #include "miscadmin.h"
 #include "pgstat.h"
+#include "postmaster/interrupt.h"
 #include "storage/fd.h"
 #include "storage/latch.h"
 #include "utils/memutils.h"
@@ -49,6 +50,8 @@ static int64 until_next_timer(int64 timeout_ms);
 void
 event_loop_init(void)
 {
+	MemoryContext old;
+
 	ReserveExternalFD();
 	mux_fd = epoll_create1(EPOLL_CLOEXEC);
 	if (mux_fd < 0)
@@ -60,7 +63,9 @@ event_loop_init(void)
 	AddWaitEventToSet(wait_set, WL_EXIT_ON_PM_DEATH, PGINVALID_SOCKET, NULL, NULL);
 	AddWaitEventToSet(wait_set, WL_SOCKET_READABLE, mux_fd, NULL, NULL);
 
+	old = MemoryContextSwitchTo(TopMemoryContext);
 	timers = pairingheap_allocate(timer_order, NULL);
+	MemoryContextSwitchTo(old);
 }
 
 EventWatch *
@@ -138,6 +143,12 @@ event_loop_wait(int64 timeout_ms, uint32 wait_event)
 			ResetLatch(MyLatch);
 		if (events[i].events & WL_SOCKET_READABLE)
 			run_ready_descriptors();
+	}
+	/* told to end: there is no statement to cancel here */
+	if (ShutdownRequestPending)
+	{
+		QueryCancelPending = false;
+		return;
 	}
 	CHECK_FOR_INTERRUPTS();
 	run_due_timers();

@@ -349,7 +349,8 @@ open_breaker(QueueProvider *provider, TimestampTz now)
 {
 	double		jitter = 0.75 + pg_prng_double(&pg_global_prng_state) / 2;
 
-	provider->cooldown_ms = Min(Max(provider->cooldown_ms * 2, setting_breaker_cooldown), COOLDOWN_MAX_MS);
+	provider->cooldown_ms = Min(Max(provider->cooldown_ms * 2, setting_breaker_cooldown),
+								Max(COOLDOWN_MAX_MS, setting_breaker_cooldown));
 	provider->retry_at = TimestampTzPlusMilliseconds(now, (int64) (provider->cooldown_ms * jitter));
 	if (provider->breaker == BREAKER_CLOSED)
 		ereport(LOG,

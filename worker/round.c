@@ -26,7 +26,6 @@
 #include "storage/condition_variable.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
-#include "utils/inval.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
@@ -45,6 +44,7 @@
 #define LOOK_BACK_US		20000	/* more than WAKE_LATE_US */
 #define DUE_BATCH			1000
 #define DUE_BATCH_MAX		50000
+#define OVERDUE_BATCH		10000
 #define ANSWER_BATCH		500
 #define CLAIM_BATCH			500
 #define LOCKED_PAUSE_MS		50
@@ -61,6 +61,7 @@ typedef struct Round
 	TimestampTz since;
 	TimestampTz begun_at;
 	int			due_limit;
+	int			overdue_limit;	/* 0: not looked for */
 	bool		more_due;
 	TimestampTz last_due;
 	int			added;
@@ -96,7 +97,7 @@ static void whole_round_work(void *arg);
 static void apply_answers(Round *round);
 static void apply_lease_answers(Round *round, Call **calls, int *index, int count);
 static void apply_stray_answers(Call **calls, int count);
-static void apply_initialize_answer(Call *call);
+static char apply_initialize_answer(Call *call);
 static void apply_reconcile_answer(Call *call);
 static void settle_answers(Round *round);
 static void forget_call(Call *call);
@@ -104,6 +105,7 @@ static void apply_one_by_one(Round *round);
 static void set_answer_aside(void *arg);
 
 static void read_due(Round *round);
+static void read_overdue(Round *round);
 static void fire_deadlines(Round *round);
 static void fire_work(void *arg);
 static void postpone_deadline_work(void *arg);
@@ -173,7 +175,11 @@ round_check(void)
 	MemoryContextReset(round_context);
 	MemoryContextSwitchTo(round_context);
 
-	AcceptInvalidationMessages();
+	/* beginning a transaction takes in what others changed */
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(round_context);
 	if (installation_seen == installation_change_count() && installation_state != ROUND_NO_EXTENSION)
 		return installation_state;
 	if (!in_transaction("looking at the installation", check_work, &state))
@@ -322,8 +328,11 @@ round_give_back(void)
 
 	MemoryContextReset(round_context);
 	/* answers that are here are stored; what is still out is not waited for */
-	if (worker.finished_count > 0)
-		(void) round_run(ROUND_HELD, false);
+	for (int left = worker.finished_count + 1; worker.finished_count > 0 && worker.finished_count < left;)
+	{
+		left = worker.finished_count;
+		(void) round_run(ROUND_PAUSED, false);
+	}
 	if (!dlist_is_empty(&worker.out))
 		(void) in_transaction("giving calls back", give_back_work, NULL);
 	dlist_foreach_modify(iter, &worker.out)
@@ -360,6 +369,7 @@ round_run(RoundState state, bool look_everywhere)
 	round.begun_at = GetCurrentTimestamp();
 	round.next_due = DT_NOEND;
 	round.due_limit = due_limit;
+	round.overdue_limit = look_everywhere ? OVERDUE_BATCH : 0;
 	collect_answers(&round);
 
 	late = pg_atomic_exchange_u64(&worker.shared->late_since, PG_UINT64_MAX);
@@ -430,8 +440,8 @@ collect_answers(Round *round)
 		if (round->answer_count == ANSWER_BATCH)
 			break;
 	}
-	round->woken = palloc((ANSWER_BATCH + DUE_BATCH_MAX) * sizeof(pg_uuid_t));
-	round->timers = palloc(DUE_BATCH_MAX * sizeof(QueueKey));
+	round->woken = palloc((ANSWER_BATCH + round->due_limit + round->overdue_limit) * sizeof(pg_uuid_t));
+	round->timers = palloc((round->due_limit + round->overdue_limit) * sizeof(QueueKey));
 	round->taken = palloc(CLAIM_BATCH * sizeof(QueueKey));
 	round->takers = palloc(CLAIM_BATCH * sizeof(QueueProvider *));
 	round->taken_due = palloc(CLAIM_BATCH * sizeof(TimestampTz));
@@ -453,6 +463,8 @@ whole_round_work(void *arg)
 
 	if (!queue_is_full())
 		read_due(round);
+	if (round->overdue_limit > 0)
+		read_overdue(round);
 	if (round->timer_count > 0)
 		fire_work(round);
 	if (round->state == ROUND_SERVING && worker.in_flight < worker.capacity)
@@ -466,14 +478,15 @@ whole_round_work(void *arg)
 	if (!round->more_due)
 	{
 		static SPIPlanPtr plan = NULL;
-		Datum		args[2];
+		Datum		args[3];
 		bool		isnull;
 		Datum		next;
 
-		args[0] = my_shards();
-		args[1] = TimestampTzGetDatum(round->begun_at);
-		if (SPI_execute_plan(prepared(&plan, "SELECT leasehold_internal.next_due($1, $2)", 2,
-									  (Oid[]) {INT2ARRAYOID, TIMESTAMPTZOID}), args, NULL, false, 1) != SPI_OK_SELECT)
+		args[0] = Int32GetDatum(worker.part);
+		args[1] = Int32GetDatum(setting_workers);
+		args[2] = TimestampTzGetDatum(round->begun_at);
+		if (SPI_execute_plan(prepared(&plan, "SELECT leasehold_internal.next_due($1, $2, $3)", 3,
+									  (Oid[]) {INT4OID, INT4OID, TIMESTAMPTZOID}), args, NULL, false, 1) != SPI_OK_SELECT)
 			elog(ERROR, "could not find out when the next call is due");
 		next = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull);
 		if (!isnull)
@@ -500,7 +513,7 @@ apply_answers(Round *round)
 		if (strcmp(call->operation, "destroy_stray") == 0)
 			strays[stray_count++] = call;
 		else if (strcmp(call->operation, "initialize") == 0)
-			apply_initialize_answer(call);
+			round->applied[i] = apply_initialize_answer(call);
 		else if (strcmp(call->operation, "reconcile") == 0)
 			apply_reconcile_answer(call);
 		else
@@ -636,7 +649,8 @@ apply_stray_answers(Call **calls, int count)
 		elog(ERROR, "could not apply answers about strays");
 }
 
-static void
+/* Returns the first letter of what became of it. */
+static char
 apply_initialize_answer(Call *call)
 {
 	Datum		args[8];
@@ -653,6 +667,7 @@ apply_initialize_answer(Call *call)
 							  (Oid[]) {INT8OID, UUIDOID, INT4OID, TEXTOID, TEXTARRAYOID, TEXTOID, INT4OID, INT4OID},
 							  args, NULL, false, 1) != SPI_OK_SELECT)
 		elog(ERROR, "could not apply the answer of a plugin");
+	return SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1)[0];
 }
 
 static void
@@ -778,13 +793,15 @@ static void
 read_due(Round *round)
 {
 	static SPIPlanPtr plan = NULL;
-	Datum		args[3];
+	Datum		args[5];
 
-	args[0] = my_shards();
-	args[1] = TimestampTzGetDatum(round->since);
-	args[2] = Int32GetDatum(round->due_limit);
-	if (SPI_execute_plan(prepared(&plan, "SELECT * FROM leasehold_internal.due_calls($1, $2, $3)", 3,
-								  (Oid[]) {INT2ARRAYOID, TIMESTAMPTZOID, INT4OID}), args, NULL, false, 0) != SPI_OK_SELECT)
+	args[0] = Int32GetDatum(worker.part);
+	args[1] = Int32GetDatum(setting_workers);
+	args[2] = TimestampTzGetDatum(round->since);
+	args[3] = TimestampTzGetDatum(round->begun_at);
+	args[4] = Int32GetDatum(round->due_limit);
+	if (SPI_execute_plan(prepared(&plan, "SELECT * FROM leasehold_internal.due_calls($1, $2, $3, $4, $5)", 5,
+								  (Oid[]) {INT4OID, INT4OID, TIMESTAMPTZOID, TIMESTAMPTZOID, INT4OID}), args, NULL, false, 0) != SPI_OK_SELECT)
 		elog(ERROR, "could not read what is due");
 
 	for (uint64 i = 0; i < SPI_processed; i++)
@@ -806,6 +823,35 @@ read_due(Round *round)
 			round->added++;
 	}
 	round->more_due = SPI_processed >= (uint64) round->due_limit;
+}
+
+/*
+ * Requests that have run out of time without being claimed end with the
+ * deadlines.
+ */
+static void
+read_overdue(Round *round)
+{
+	static SPIPlanPtr plan = NULL;
+	Datum		args[3];
+
+	args[0] = Int32GetDatum(worker.part);
+	args[1] = Int32GetDatum(setting_workers);
+	args[2] = Int32GetDatum(round->overdue_limit);
+	if (SPI_execute_plan(prepared(&plan, "SELECT * FROM leasehold_internal.overdue_requests($1, $2, $3)", 3,
+								  (Oid[]) {INT4OID, INT4OID, INT4OID}), args, NULL, false, 0) != SPI_OK_SELECT)
+		elog(ERROR, "could not read what is overdue");
+
+	for (uint64 i = 0; i < SPI_processed; i++)
+	{
+		HeapTuple	row = SPI_tuptable->vals[i];
+		TupleDesc	desc = SPI_tuptable->tupdesc;
+		bool		isnull;
+		QueueKey   *key = &round->timers[round->timer_count++];
+
+		key->company = *DatumGetUUIDP(SPI_getbinval(row, desc, 1, &isnull));
+		key->subject = *DatumGetUUIDP(SPI_getbinval(row, desc, 2, &isnull));
+	}
 }
 
 static void
@@ -880,10 +926,17 @@ claim_calls(Round *round)
 		elog(ERROR, "could not claim calls");
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
-		Call	   *call = make_call(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, round);
+		HeapTuple	row = SPI_tuptable->vals[i];
+		TupleDesc	desc = SPI_tuptable->tupdesc;
+		Call	   *call = make_call(row, desc, round);
+		bool		isnull;
+		Datum		plugin_row = SPI_getbinval(row, desc, 15, &isnull);
 
 		round->claimed[round->claimed_count++] = call;
+		if (!isnull && !plugin_is_current(call->plugin, DatumGetTransactionId(plugin_row)))
+			plugins_forget();
 	}
+	plugins_refresh();
 }
 
 static Call *

@@ -41,6 +41,7 @@
 
 #include "event_loop.h"
 #include "http_client.h"
+#include "planning.h"
 #include "plugins.h"
 #include "queue.h"
 #include "round.h"
@@ -53,6 +54,7 @@ PGDLLEXPORT void leasehold_worker_main(Datum main_arg);
 
 Worker		worker;
 
+static void worker_terminate(SIGNAL_ARGS);
 static void worker_connect(Oid database);
 static void worker_become_role(void);
 static void worker_attach(Oid database, int part);
@@ -70,7 +72,7 @@ leasehold_worker_main(Datum main_arg)
 
 	memcpy(&part, MyBgworkerEntry->bgw_extra, sizeof(part));
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
-	pqsignal(SIGTERM, SignalHandlerForShutdownRequest);
+	pqsignal(SIGTERM, worker_terminate);
 	pqsignal(SIGINT, SIG_IGN);	/* there is no statement of somebody's to cancel */
 	BackgroundWorkerUnblockSignals();
 
@@ -79,10 +81,11 @@ leasehold_worker_main(Datum main_arg)
 	dlist_init(&worker.finished);
 	dlist_init(&worker.out);
 	worker_attach(DatumGetObjectId(main_arg), part);
+	/* ending without complaint tells the launcher that it need not try again */
 	if (round_check() == ROUND_NO_EXTENSION)
 	{
 		worker.database->wanted = false;
-		proc_exit(1);
+		proc_exit(0);
 	}
 	worker.database->wanted = true;
 
@@ -90,8 +93,25 @@ leasehold_worker_main(Datum main_arg)
 	http_client_init();
 	queue_init();
 	plugins_init();
+	planning_assume_own_statements();
 	worker_become_role();
 	worker_loop();
+}
+
+/*
+ * A round that is under way ends at its next check for interrupts, as if
+ * somebody had cancelled it; then calls that are out are given back.
+ */
+static void
+worker_terminate(SIGNAL_ARGS)
+{
+	int			save_errno = errno;
+
+	ShutdownRequestPending = true;
+	InterruptPending = true;
+	QueryCancelPending = true;
+	SetLatch(MyLatch);
+	errno = save_errno;
 }
 
 static void
@@ -117,12 +137,8 @@ worker_connect(Oid database)
 		{"timezone", "UTC"},
 		{"datestyle", "ISO, MDY"},
 		{"bytea_output", "hex"},
-		/* tables start empty and grow at once: plan for what they will be */
-		{"enable_seqscan", "off"},
-		{"enable_hashjoin", "off"},
-		{"enable_mergejoin", "off"},
-		{"enable_material", "off"},
-		{"enable_memoize", "off"},
+		/* what is due is read in the order of the index, whatever fits the filter */
+		{"enable_bitmapscan", "off"},
 		{"jit", "off"},
 		{"plan_cache_mode", "force_generic_plan"},
 		{"max_parallel_workers_per_gather", "0"},
@@ -232,6 +248,7 @@ worker_loop(void)
 
 		if (ShutdownRequestPending)
 		{
+			QueryCancelPending = false;
 			round_give_back();
 			proc_exit(1);
 		}
@@ -240,6 +257,8 @@ worker_loop(void)
 			ConfigReloadPending = false;
 			ProcessConfigFile(PGC_SIGHUP);
 			worker.capacity = worker_capacity();
+			plugins_forget();
+			next_check = next_housekeeping = 0;
 		}
 
 		woken = pg_atomic_exchange_u32(&worker.shared->wake, 0) != 0;
@@ -252,7 +271,7 @@ worker_loop(void)
 			if (state == ROUND_NO_EXTENSION)
 			{
 				worker.database->wanted = false;
-				proc_exit(1);
+				proc_exit(0);
 			}
 			if (state == ROUND_SERVING && was != ROUND_SERVING && was != ROUND_PAUSED)
 			{
@@ -276,6 +295,9 @@ worker_loop(void)
 
 		if (!answers_waiting(now, &answers_at) && (answers_at != 0 && answers_at < next))
 			next = answers_at;
+		/* outside of a round there is nothing to cancel */
+		if (ShutdownRequestPending)
+			continue;
 		event_loop_wait(worker_wait_ms(now, next, next_housekeeping, next_check), PG_WAIT_EXTENSION);
 	}
 }

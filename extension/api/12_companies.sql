@@ -174,6 +174,7 @@ SELECT leasehold_internal.publish('leasehold_internal.repair_members', 'instant'
 CREATE FUNCTION leasehold_internal.use_company(company text, actor text DEFAULT NULL) RETURNS uuid
     LANGUAGE plpgsql VOLATILE AS $$
 BEGIN
+    PERFORM leasehold_internal.check_text('actor', actor);
     RETURN leasehold_internal.choose_company(company, actor);
 END
 $$;
@@ -182,13 +183,15 @@ SELECT leasehold_internal.publish('leasehold_internal.use_company', 'instant',
     'leasehold_admin', 'leasehold_app', 'leasehold_auditor', 'leasehold_resolver');
 
 -- For PostgREST's db-pre-request: the claims "company" and "actor" of the
--- request's token.  They only choose among what the role may do anyway.
+-- request's token.  They only choose among what the role may do anyway; an
+-- actor without a company means the role's only one.
 CREATE FUNCTION leasehold_internal.pre_request() RETURNS void
     LANGUAGE plpgsql VOLATILE AS $$
 DECLARE
     v_claims jsonb := NULLIF(pg_catalog.current_setting('request.jwt.claims', true), '')::jsonb;
 BEGIN
-    IF v_claims ->> 'company' IS NOT NULL THEN
+    PERFORM leasehold_internal.check_text('actor', v_claims ->> 'actor');
+    IF v_claims ->> 'company' IS NOT NULL OR v_claims ->> 'actor' IS NOT NULL THEN
         PERFORM leasehold_internal.choose_company(v_claims ->> 'company', v_claims ->> 'actor');
     END IF;
 END

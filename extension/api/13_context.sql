@@ -320,7 +320,7 @@ BEGIN
             ARRAY(SELECT l.id FROM leasehold.leases AS l
                    WHERE l.company_id = v_company AND l.execution_workspace_id = v_id
                      AND leasehold_internal.may_have_resource(l.status)),
-            'released', 'delete', 'execution_workspace_closed');
+            'expired', 'delete', 'execution_workspace_closed');
     END IF;
     RETURN v_id;
 END
@@ -367,15 +367,18 @@ BEGIN
         'issue', v_issue.id::text,
         pg_catalog.jsonb_build_object('status', v_issue.status, 'closed', v_issue.closed), issue_id => v_issue.id);
     IF v_issue.closed THEN
-        -- leases that a run still holds end with their run
+        -- a lease that a run holds ends with its run, and is not parked then
         PERFORM leasehold_internal.end_company_leases(v_company,
             ARRAY(SELECT l.id FROM leasehold.leases AS l
-                   WHERE l.company_id = v_company AND l.issue_id = v_issue.id AND l.policy <> 'ephemeral'
-                     AND l.status = 'retained'),
-            'released', 'delete', 'issue_terminal_' || v_issue.status);
+                   WHERE l.company_id = v_company AND l.issue_id = v_issue.id
+                     AND (l.status = 'retained' OR l.run_id IS NULL AND leasehold_internal.may_have_resource(l.status))),
+            'expired', 'delete', 'issue_terminal_' || v_issue.status);
+        UPDATE leasehold.leases AS l SET policy = 'ephemeral'
+         WHERE l.company_id = v_company AND l.issue_id = v_issue.id AND l.policy <> 'ephemeral'
+           AND l.status IN ('acquiring', 'active', 'resuming');
     END IF;
     RETURN v_issue.id;
 END
 $$;
 SELECT leasehold_internal.publish('leasehold_internal.upsert_issue', 'instant',
-    'makes an issue known or changes it; closing it removes the resources parked for it', 'leasehold_app');
+    'makes an issue known or changes it; closing it ends its leases, those of running runs with their run', 'leasehold_app');

@@ -5,7 +5,7 @@ CREATE TABLE leasehold.limits (
     company_id     uuid NOT NULL,
     name           leasehold.limit_name NOT NULL,
     environment_id uuid NOT NULL DEFAULT '00000000-0000-0000-0000-000000000000',
-    provider       text NOT NULL DEFAULT '',
+    provider       text COLLATE "C" NOT NULL DEFAULT '',
     value          bigint NOT NULL CHECK (value >= 0),
     updated_at     timestamptz NOT NULL DEFAULT pg_catalog.now(),
     PRIMARY KEY (company_id, name, environment_id, provider)
@@ -24,7 +24,7 @@ CREATE TABLE leasehold_internal.lease_starts (
     started_at     timestamptz NOT NULL,
     lease_id       uuid NOT NULL,
     environment_id uuid NOT NULL,
-    provider       text NOT NULL,
+    provider       text COLLATE "C" NOT NULL,
     PRIMARY KEY (company_id, started_at, lease_id)
 );
 COMMENT ON TABLE leasehold_internal.lease_starts IS 'Starts of the last minute, where lease_starts_per_minute applies';

@@ -18,7 +18,7 @@ CREATE TABLE leasehold.leases (
     issue_id               uuid,
     run_id                 uuid,
     execution_workspace_id uuid,
-    provider_lease_id      text,
+    provider_lease_id      text COLLATE "C",
     ttl                    interval NOT NULL,
     idle_timeout           interval,
     acquire_by             timestamptz,
@@ -72,8 +72,8 @@ CREATE INDEX leases_live_by_agent ON leasehold.leases (company_id, agent_id)
     WHERE agent_id IS NOT NULL AND status IN ('acquiring', 'active', 'releasing', 'retained', 'resuming', 'pending_cleanup', 'irrevocable');
 CREATE INDEX leases_live_by_workspace ON leasehold.leases (company_id, execution_workspace_id)
     WHERE execution_workspace_id IS NOT NULL AND status IN ('acquiring', 'active', 'releasing', 'retained', 'resuming', 'pending_cleanup', 'irrevocable');
-CREATE INDEX leases_parked_by_issue ON leasehold.leases (company_id, issue_id)
-    WHERE issue_id IS NOT NULL AND status = 'retained';
+CREATE INDEX leases_live_by_issue ON leasehold.leases (company_id, issue_id)
+    WHERE issue_id IS NOT NULL AND status IN ('acquiring', 'active', 'releasing', 'retained', 'resuming', 'pending_cleanup', 'irrevocable');
 CREATE INDEX leases_by_request_time ON leasehold.leases USING brin (requested_at);
 ALTER TABLE leasehold.leases SET (autovacuum_vacuum_scale_factor = 0.05, autovacuum_analyze_scale_factor = 0.02);
 
@@ -89,8 +89,8 @@ COMMENT ON TABLE leasehold.lease_metadata IS 'What a provider said of a lease''s
 
 -- Node-local: no two leases, of whatever companies, hold one resource.
 CREATE TABLE leasehold_internal.provider_resources (
-    provider          text NOT NULL,
-    provider_lease_id text NOT NULL,
+    provider          text COLLATE "C" NOT NULL,
+    provider_lease_id text COLLATE "C" NOT NULL,
     company_id        uuid NOT NULL,
     lease_id          uuid NOT NULL,
     PRIMARY KEY (provider, provider_lease_id)
@@ -102,6 +102,15 @@ CREATE INDEX provider_resources_by_lease ON leasehold_internal.provider_resource
 SELECT leasehold_internal.protect('leasehold.leases', 'viewer');
 SELECT leasehold_internal.protect('leasehold.lease_metadata', 'user');
 SELECT leasehold_internal.protect('leasehold_internal.provider_resources', 'viewer');
+
+-- When an active or parked lease ends by itself.
+CREATE FUNCTION leasehold_internal.lease_deadline(
+        status leasehold.lease_status, expires_at timestamptz, last_used_at timestamptz, idle_timeout interval)
+    RETURNS timestamptz LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN CASE WHEN status = 'active' THEN LEAST(expires_at, last_used_at + idle_timeout)
+                WHEN status = 'retained' THEN expires_at END;
+COMMENT ON FUNCTION leasehold_internal.lease_deadline(leasehold.lease_status, timestamptz, timestamptz, interval) IS
+    'When an active or parked lease ends by itself';
 
 -- The life cycle.
 
@@ -125,12 +134,13 @@ CREATE TABLE leasehold_internal.calls (
     subject_id   uuid NOT NULL,
     slot         text COLLATE "C" NOT NULL CHECK (slot IN ('op', 'timer')),
     operation    leasehold_internal.call_operation NOT NULL,
-    provider     text NOT NULL DEFAULT '',
+    provider     text COLLATE "C" NOT NULL DEFAULT '',
     shard        smallint NOT NULL,
     state        leasehold_internal.call_state NOT NULL DEFAULT 'queued',
     due_at       timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
     generation   integer NOT NULL DEFAULT 1,
     attempts     integer NOT NULL DEFAULT 0,
+    throttled    integer NOT NULL DEFAULT 0,
     crashes      integer NOT NULL DEFAULT 0,
     granted      boolean NOT NULL DEFAULT false,
     look_up      boolean NOT NULL DEFAULT false,
@@ -144,9 +154,12 @@ CREATE TABLE leasehold_internal.calls (
         autovacuum_vacuum_cost_delay = 0, autovacuum_analyze_scale_factor = 0, autovacuum_analyze_threshold = 20000);
 COMMENT ON TABLE leasehold_internal.calls IS 'Unfinished work for the workers, and deadlines';
 COMMENT ON COLUMN leasehold_internal.calls.shard IS 'Which of several workers it belongs to: hash of the company, 0 to 63';
+COMMENT ON COLUMN leasehold_internal.calls.throttled IS
+    'How many of the attempts the provider told to come again: they make pauses longer, but are not failed tries';
 COMMENT ON COLUMN leasehold_internal.calls.granted IS 'The limits let the operation start; it counts against them';
 COMMENT ON COLUMN leasehold_internal.calls.look_up IS 'An earlier try has an unknown outcome: look for its result first';
-CREATE INDEX calls_due ON leasehold_internal.calls (shard, due_at) WHERE state = 'queued';
+-- by time alone: one worker has all shards, and several pass over each other's rows
+CREATE INDEX calls_due ON leasehold_internal.calls (due_at) WHERE state = 'queued';
 CREATE INDEX calls_not_due ON leasehold_internal.calls (state, company_id) WHERE state <> 'queued';
 SELECT leasehold_internal.protect('leasehold_internal.calls', 'viewer');
 
@@ -179,11 +192,11 @@ SELECT leasehold_internal.protect('leasehold_internal.idempotency_keys', 'user')
 -- Returns the result of the same request made before, or NULL after noting
 -- this one.  A concurrent twin waits for the first to end.
 CREATE FUNCTION leasehold_internal.claim_idempotency_key(
-        company_id uuid, function_name text, key text, arguments text, result uuid)
+        company_id uuid, function_name text, key text, arguments jsonb, result uuid)
     RETURNS uuid LANGUAGE plpgsql VOLATILE AS $$
 #variable_conflict use_column
 DECLARE
-    v_hash  bytea := pg_catalog.sha256(pg_catalog.convert_to(claim_idempotency_key.arguments, 'UTF8'));
+    v_hash  bytea := pg_catalog.sha256(pg_catalog.convert_to(claim_idempotency_key.arguments::text, 'UTF8'));
     v_found leasehold_internal.idempotency_keys;
 BEGIN
     PERFORM leasehold_internal.check_text('idempotency_key', claim_idempotency_key.key);
@@ -212,5 +225,5 @@ BEGIN
     RETURN v_found.result;
 END
 $$;
-COMMENT ON FUNCTION leasehold_internal.claim_idempotency_key(uuid, text, text, text, uuid) IS
+COMMENT ON FUNCTION leasehold_internal.claim_idempotency_key(uuid, text, text, jsonb, uuid) IS
     'The result of the same request made before, or NULL after noting this one';

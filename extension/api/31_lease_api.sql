@@ -52,9 +52,12 @@ BEGIN
 
     IF idempotency_key IS NOT NULL THEN
         v_earlier := leasehold_internal.claim_idempotency_key(v_company, 'request_lease', idempotency_key,
-            pg_catalog.concat_ws('|', environment, request_lease.agent_id, request_lease.issue_id,
-                request_lease.run_id, request_lease.execution_workspace_id, request_lease.ttl,
-                request_lease.idle_timeout, request_lease.policy, on_limit, request_lease.lease_id), v_id);
+            pg_catalog.jsonb_build_array(environment, request_lease.agent_id, request_lease.issue_id,
+                request_lease.run_id, request_lease.execution_workspace_id,
+                pg_catalog.date_part('epoch', v_ttl), pg_catalog.date_part('epoch', request_lease.idle_timeout),
+                request_lease.policy, COALESCE(on_limit, 'wait'),
+                pg_catalog.date_part('epoch', COALESCE(request_lease.acquire_timeout, '5 minutes')),
+                request_lease.lease_id), v_id);
         IF v_earlier IS NOT NULL THEN
             RETURN v_earlier;
         END IF;
@@ -226,7 +229,7 @@ BEGIN
         SELECT l.company_id, l.id, 'op', 'resume', l.provider, leasehold_internal.shard_of(l.company_id), l.generation
           FROM lease AS l
         ON CONFLICT (company_id, subject_id, slot) DO UPDATE
-           SET operation = excluded.operation, state = 'queued', due_at = excluded.due_at, attempts = 0,
+           SET operation = excluded.operation, state = 'queued', due_at = excluded.due_at, attempts = 0, throttled = 0,
                look_up = false, granted = false, generation = excluded.generation
     ), event AS (
         INSERT INTO leasehold.audit_events
@@ -268,12 +271,11 @@ BEGIN
                     WHEN l.policy = 'reuse_by_environment' AND end_leases.end_status = 'released' THEN 'stop'
                     WHEN l.policy = 'retain_on_failure' AND end_leases.end_status = 'failed' THEN 'stop'
                     ELSE 'delete' END AS new_disposition
-          FROM leasehold.leases AS l
-          JOIN ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(lease_ids)) AS w (company_id, id)
-            ON l.company_id = w.company_id AND l.id = w.id
+          FROM (SELECT * FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(lease_ids)) AS k (company_id, id)
+                 ORDER BY 1, 2) AS w
+         CROSS JOIN LATERAL (SELECT * FROM leasehold.leases AS x
+                              WHERE x.company_id = w.company_id AND x.id = w.id FOR NO KEY UPDATE) AS l
          WHERE l.status IN ('acquiring', 'active', 'resuming', 'retained')
-         ORDER BY l.company_id, l.id
-           FOR NO KEY UPDATE OF l
     ), never_sent AS (
         DELETE FROM leasehold_internal.calls AS c
          USING target AS t
@@ -329,10 +331,12 @@ COMMENT ON FUNCTION leasehold_internal.end_leases(uuid[], uuid[], text, text, te
 
 CREATE FUNCTION leasehold_internal.end_company_leases(
         company_id uuid, lease_ids uuid[], end_status text, disposition text, reason text DEFAULT NULL)
-    RETURNS integer LANGUAGE sql VOLATILE AS $$
-    SELECT leasehold_internal.end_leases(
+    RETURNS integer LANGUAGE plpgsql VOLATILE AS $$
+BEGIN
+    RETURN leasehold_internal.end_leases(
         pg_catalog.array_fill(company_id, ARRAY[pg_catalog.cardinality(lease_ids)]), lease_ids, end_status,
-        disposition, reason)
+        disposition, reason);
+END
 $$;
 COMMENT ON FUNCTION leasehold_internal.end_company_leases(uuid, uuid[], text, text, text) IS
     'end_leases() for leases of one company';
@@ -565,7 +569,7 @@ BEGIN
     SELECT v_company, v_id, import_lease.metadata WHERE import_lease.metadata IS NOT NULL;
     INSERT INTO leasehold_internal.calls (company_id, subject_id, slot, operation, shard, due_at)
     SELECT l.company_id, l.id, 'timer', 'lease_deadline', leasehold_internal.shard_of(l.company_id),
-           leasehold_internal.lease_deadline(l)
+           leasehold_internal.lease_deadline(l.status, l.expires_at, l.last_used_at, l.idle_timeout)
       FROM leasehold.leases AS l WHERE l.company_id = v_company AND l.id = v_id;
     PERFORM leasehold_internal.record(v_company, 'environment.lease_imported', 'environment_lease', v_id::text,
         pg_catalog.jsonb_build_object('environmentId', v_environment.id, 'provider', v_environment.provider,
@@ -576,13 +580,6 @@ END
 $$;
 SELECT leasehold_internal.publish('leasehold_internal.import_lease', 'instant',
     'puts a resource that exists at the provider already under a lease', 'leasehold_app');
-
--- When an active lease ends by itself.
-CREATE FUNCTION leasehold_internal.lease_deadline(lease leasehold.leases) RETURNS timestamptz
-    LANGUAGE sql IMMUTABLE AS $$
-    SELECT LEAST((lease).expires_at, (lease).last_used_at + (lease).idle_timeout)
-$$;
-COMMENT ON FUNCTION leasehold_internal.lease_deadline(leasehold.leases) IS 'When an active lease ends by itself';
 
 CREATE FUNCTION leasehold_internal.retry_lease(lease_id uuid, company text DEFAULT NULL) RETURNS text
     LANGUAGE plpgsql VOLATILE AS $$
@@ -604,7 +601,7 @@ BEGIN
                 v_lease.provider, leasehold_internal.shard_of(v_company), v_lease.generation,
                 v_lease.provider_lease_id IS NULL)
         ON CONFLICT (company_id, subject_id, slot) DO UPDATE
-           SET state = 'queued', due_at = excluded.due_at, attempts = 0, crashes = 0, operation = excluded.operation,
+           SET state = 'queued', due_at = excluded.due_at, attempts = 0, throttled = 0, crashes = 0, operation = excluded.operation,
                look_up = excluded.look_up;
     ELSIF v_lease.status = 'irrevocable' THEN
         PERFORM leasehold_internal.refuse('wrong_state',

@@ -108,9 +108,9 @@ BEGIN
     token := pg_catalog.encode(leasehold_internal.random_bytes(32), 'hex');
     IF idempotency_key IS NOT NULL THEN
         v_earlier := leasehold_internal.claim_idempotency_key(v_company, 'start_run', idempotency_key,
-            pg_catalog.concat_ws('|', start_run.agent_id, start_run.issue_id, start_run.project_id,
-                start_run.routine_id, start_run.execution_workspace_id, start_run.heartbeat_timeout,
-                start_run.retry_on_loss, start_run.env, start_run.run_id), v_id);
+            pg_catalog.jsonb_build_array(start_run.agent_id, start_run.issue_id, start_run.project_id,
+                start_run.routine_id, start_run.execution_workspace_id, pg_catalog.date_part('epoch', v_timeout),
+                COALESCE(start_run.retry_on_loss, false), start_run.env, start_run.metadata, start_run.run_id), v_id);
         IF v_earlier IS NOT NULL THEN
             -- the token cannot be read again, so the repeater gets a new one
             started_run_id := v_earlier;
@@ -255,8 +255,9 @@ BEGIN
 
     SELECT pg_catalog.array_agg(l.company_id), pg_catalog.array_agg(l.id) INTO v_companies, v_leases
       FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(run_ids)) AS w (company_id, id)
-      JOIN leasehold.leases AS l ON l.company_id = w.company_id AND l.run_id = w.id
-     WHERE l.status IN ('acquiring', 'active', 'resuming');
+     CROSS JOIN LATERAL (SELECT x.company_id, x.id FROM leasehold.leases AS x
+                          WHERE x.company_id = w.company_id AND x.run_id = w.id
+                            AND x.status IN ('acquiring', 'active', 'resuming') OFFSET 0) AS l;
     IF FOUND AND v_leases IS NOT NULL THEN
         PERFORM leasehold_internal.end_leases(v_companies, v_leases,
             leasehold_internal.lease_end_of_run(end_runs.status), NULL, end_runs.error, end_runs.error_code);
@@ -276,12 +277,12 @@ DECLARE
 BEGIN
     -- whoever holds a run's row is about to say that it is alive, or has ended
     SELECT pg_catalog.array_agg(s.company_id), pg_catalog.array_agg(s.id) INTO v_companies, v_runs
-      FROM (SELECT r.company_id, r.id FROM leasehold_internal.runs AS r
-              JOIN ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(run_ids)) AS w (company_id, id)
-                ON r.company_id = w.company_id AND r.id = w.id
-             WHERE r.status = 'running' AND r.heartbeat_at + r.heartbeat_timeout <= pg_catalog.clock_timestamp()
-             ORDER BY r.company_id, r.id
-               FOR NO KEY UPDATE OF r SKIP LOCKED) AS s;
+      FROM (SELECT r.*
+              FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(run_ids)) AS w (company_id, id)
+             CROSS JOIN LATERAL (SELECT * FROM leasehold_internal.runs AS x
+                                  WHERE x.company_id = w.company_id AND x.id = w.id
+                                    FOR NO KEY UPDATE SKIP LOCKED) AS r) AS s
+     WHERE s.status = 'running' AND s.heartbeat_at + s.heartbeat_timeout <= pg_catalog.clock_timestamp();
     IF v_runs IS NULL THEN
         RETURN 0;
     END IF;

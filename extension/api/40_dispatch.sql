@@ -9,30 +9,36 @@
 -- A worker must not wait for users: rows that somebody has locked are skipped
 -- and tried again.
 
--- Calls that are due, oldest first.  since bounds the look back, so that rows
--- that are gone but not yet vacuumed are not read again and again.
-CREATE FUNCTION leasehold_internal.due_calls(shards smallint[], since timestamptz, count integer)
+-- Calls that are due by now for one of several workers, oldest first.  since
+-- bounds the look back, so that rows that are gone but not yet vacuumed are not
+-- read again and again.
+CREATE FUNCTION leasehold_internal.due_calls(
+        part integer, parts integer, since timestamptz, until timestamptz, count integer)
     RETURNS TABLE (company_id uuid, subject_id uuid, slot text, provider text, due_at timestamptz)
-    LANGUAGE sql VOLATILE ROWS 500 AS $$
+    LANGUAGE plpgsql VOLATILE ROWS 500 AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
     SELECT c.company_id, c.subject_id, c.slot, c.provider, c.due_at
       FROM leasehold_internal.calls AS c
-     WHERE c.shard = ANY (shards) AND c.state = 'queued' AND c.due_at > since
-       AND c.due_at <= pg_catalog.clock_timestamp()
+     WHERE c.shard % parts = part AND c.state = 'queued' AND c.due_at > since AND c.due_at <= until
      ORDER BY c.due_at
-     LIMIT count
+     LIMIT count;
+END
 $$;
-COMMENT ON FUNCTION leasehold_internal.due_calls(smallint[], timestamptz, integer) IS 'Calls that are due, oldest first';
+COMMENT ON FUNCTION leasehold_internal.due_calls(integer, integer, timestamptz, timestamptz, integer) IS
+    'Calls that are due for one of several workers, oldest first';
 
--- When the next call of these shards is due, for a worker that has nothing to do.
-CREATE FUNCTION leasehold_internal.next_due(shards smallint[], since timestamptz) RETURNS timestamptz
-    LANGUAGE sql VOLATILE AS $$
-    SELECT pg_catalog.min(n.due_at)
-      FROM pg_catalog.unnest(shards) AS s (shard),
-           LATERAL (SELECT c.due_at FROM leasehold_internal.calls AS c
-                     WHERE c.shard = s.shard AND c.state = 'queued' AND c.due_at > since
-                     ORDER BY c.due_at LIMIT 1) AS n
+-- When the next call is due, for a worker that has nothing to do.
+CREATE FUNCTION leasehold_internal.next_due(part integer, parts integer, since timestamptz) RETURNS timestamptz
+    LANGUAGE plpgsql VOLATILE AS $$
+BEGIN
+    RETURN (SELECT c.due_at FROM leasehold_internal.calls AS c
+             WHERE c.shard % parts = part AND c.state = 'queued' AND c.due_at > since
+             ORDER BY c.due_at LIMIT 1);
+END
 $$;
-COMMENT ON FUNCTION leasehold_internal.next_due(smallint[], timestamptz) IS 'When the next call is due';
+COMMENT ON FUNCTION leasehold_internal.next_due(integer, integer, timestamptz) IS 'When the next call is due';
 
 -- Whether a provider can tell what became of an acquire.
 CREATE FUNCTION leasehold_internal.provider_looks_up(provider text) RETURNS boolean
@@ -46,9 +52,8 @@ COMMENT ON FUNCTION leasehold_internal.provider_looks_up(text) IS
 
 -- The time that a provider gets for its work and the time we wait for its
 -- answer, in milliseconds: work_ms + 30 s <= rpc_ms, so that its side ends first.
-CREATE FUNCTION leasehold_internal.call_timeouts(
-        kind text, config jsonb, default_ms integer, OUT work_ms bigint, OUT rpc_ms bigint)
-    RETURNS record LANGUAGE sql IMMUTABLE AS $$
+CREATE FUNCTION leasehold_internal.call_timeouts(kind text, config jsonb, default_ms integer)
+    RETURNS TABLE (work_ms bigint, rpc_ms bigint) LANGUAGE sql IMMUTABLE ROWS 1 AS $$
     SELECT w.ms, COALESCE(w.ms + 30000, default_ms)
       FROM (SELECT CASE WHEN kind = 'sandbox_provider' THEN GREATEST(
                        CASE WHEN pg_catalog.jsonb_typeof(config -> 'timeoutMs') = 'number'
@@ -85,12 +90,15 @@ CREATE FUNCTION leasehold_internal.claim_calls(
         epoch bigint, company_ids uuid[], subject_ids uuid[], default_timeout_ms integer)
     RETURNS TABLE (company_id uuid, subject_id uuid, generation integer, operation text, verdict text, code text,
                    message text, plugin text, provider text, method text, attempt integer, timeout_ms bigint,
-                   idempotency_key text, params text)
+                   idempotency_key text, params text, plugin_row xid)
     LANGUAGE plpgsql VOLATILE ROWS 100 AS $$
 #variable_conflict use_column
 BEGIN
     IF EXISTS (SELECT FROM leasehold.limits AS l WHERE l.name IN ('active_leases', 'lease_starts_per_minute')) THEN
         PERFORM leasehold_internal.grant_starts(company_ids, subject_ids);
+    END IF;
+    IF EXISTS (SELECT FROM leasehold.plugins AS g WHERE g.status IN ('installed', 'error')) THEN
+        PERFORM leasehold_internal.hold_unready(company_ids, subject_ids);
     END IF;
 
     RETURN QUERY
@@ -98,13 +106,13 @@ BEGIN
         UPDATE leasehold_internal.calls AS c
            SET state = 'started', worker_epoch = epoch, started_at = pg_catalog.clock_timestamp(),
                attempts = c.attempts + 1, granted = true
-          FROM (SELECT q.company_id, q.subject_id
-                  FROM leasehold_internal.calls AS q
-                  JOIN ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids)) AS w (company_id, subject_id)
-                    ON q.company_id = w.company_id AND q.subject_id = w.subject_id
-                 WHERE q.slot = 'op' AND q.state = 'queued' AND q.due_at <= pg_catalog.clock_timestamp()
-                   FOR UPDATE OF q SKIP LOCKED) AS p
+          FROM (SELECT q.company_id, q.subject_id, q.state, q.due_at
+                  FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids)) AS w (company_id, subject_id)
+                 CROSS JOIN LATERAL (SELECT * FROM leasehold_internal.calls AS x
+                                      WHERE x.company_id = w.company_id AND x.subject_id = w.subject_id AND x.slot = 'op'
+                                        FOR UPDATE SKIP LOCKED) AS q) AS p
          WHERE c.company_id = p.company_id AND c.subject_id = p.subject_id AND c.slot = 'op'
+           AND p.state = 'queued' AND p.due_at <= pg_catalog.clock_timestamp()
         RETURNING c.*
     )
     SELECT c.company_id, c.subject_id, c.generation, c.operation::text,
@@ -154,7 +162,9 @@ BEGIN
                        || CASE WHEN m.method = 'environmentResumeLease' AND l.agent_id IS NOT NULL
                           THEN pg_catalog.jsonb_build_object('agentId', l.agent_id) ELSE '{}' END
                   ELSE '{}' END
-           END)::text END
+           END)::text END,
+           -- which version of its plugin the call is for: the worker keeps a copy
+           COALESCE(g.xmin, (SELECT g3.xmin FROM leasehold.plugins AS g3 WHERE g3.key = c.payload ->> 'plugin'))
       FROM claimed AS c
      CROSS JOIN (SELECT s.id FROM leasehold_internal.installation AS s LIMIT 1) AS i
       LEFT JOIN leasehold.leases AS l ON l.company_id = c.company_id AND l.id = c.subject_id
@@ -199,6 +209,39 @@ $$;
 COMMENT ON FUNCTION leasehold_internal.claim_calls(bigint, uuid[], uuid[], integer) IS
     'Claims calls for a worker and returns what is to be sent';
 
+-- Requests whose plugin has not answered initialize yet wait for it, as long as
+-- they have time; complete_initialize() lets them go on.
+CREATE FUNCTION leasehold_internal.hold_unready(company_ids uuid[], subject_ids uuid[]) RETURNS void
+    LANGUAGE plpgsql VOLATILE AS $$
+#variable_conflict use_column
+BEGIN
+    WITH held AS (
+        UPDATE leasehold_internal.calls AS c
+           SET due_at = pg_catalog.clock_timestamp() + interval '1 second', last_error = 'the plugin is not ready'
+          FROM (SELECT q.company_id, q.subject_id
+                  FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids)) AS w (company_id, subject_id)
+                 CROSS JOIN LATERAL (SELECT * FROM leasehold_internal.calls AS x
+                                      WHERE x.company_id = w.company_id AND x.subject_id = w.subject_id AND x.slot = 'op'
+                                        FOR UPDATE SKIP LOCKED) AS q
+                  JOIN leasehold.leases AS l ON l.company_id = q.company_id AND l.id = q.subject_id
+                  JOIN leasehold.providers AS p ON p.key = q.provider
+                  JOIN leasehold.plugins AS g ON g.key = p.plugin_key
+                 WHERE q.state = 'queued' AND q.operation IN ('acquire', 'resume') AND NOT q.look_up
+                   AND g.status IN ('installed', 'error') AND l.acquire_by > pg_catalog.clock_timestamp()) AS n
+         WHERE c.company_id = n.company_id AND c.subject_id = n.subject_id AND c.slot = 'op'
+        RETURNING c.company_id, c.subject_id
+    )
+    UPDATE leasehold.leases AS l SET waiting_for = 'plugin'
+      FROM (SELECT t.company_id, t.id FROM leasehold.leases AS t
+              JOIN held AS h ON h.company_id = t.company_id AND h.subject_id = t.id
+             WHERE t.waiting_for IS DISTINCT FROM 'plugin'
+               FOR NO KEY UPDATE OF t SKIP LOCKED) AS n
+     WHERE l.company_id = n.company_id AND l.id = n.id;
+END
+$$;
+COMMENT ON FUNCTION leasehold_internal.hold_unready(uuid[], uuid[]) IS
+    'Has requests wait whose plugin is not ready';
+
 -- Decides which of these requests may start under the limits.  Whoever starts
 -- something where a limit holds takes one lock, so that two cannot take the
 -- last place; where there are no limits this is never called.
@@ -211,13 +254,13 @@ BEGIN
 
     WITH candidate AS (
         SELECT c.company_id, c.subject_id, c.queued_at, l.environment_id, c.provider, l.acquire_by, l.fail_on_limit
-          FROM leasehold_internal.calls AS c
-          JOIN ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids)) AS w (company_id, subject_id)
-            ON c.company_id = w.company_id AND c.subject_id = w.subject_id
+          FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids)) AS w (company_id, subject_id)
+         CROSS JOIN LATERAL (SELECT * FROM leasehold_internal.calls AS x
+                              WHERE x.company_id = w.company_id AND x.subject_id = w.subject_id AND x.slot = 'op'
+                                FOR UPDATE SKIP LOCKED) AS c
           JOIN leasehold.leases AS l ON l.company_id = c.company_id AND l.id = c.subject_id
-         WHERE c.slot = 'op' AND c.operation = 'acquire' AND c.state = 'queued' AND NOT c.granted
+         WHERE c.operation = 'acquire' AND c.state = 'queued' AND NOT c.granted
            AND c.due_at <= pg_catalog.clock_timestamp()
-           FOR UPDATE OF c SKIP LOCKED
     ), room AS (
         SELECT m.*, m.value - CASE m.name
                    WHEN 'active_leases' THEN leasehold_internal.occupied_slots(m.company_id, m.environment_id, m.provider)

@@ -4,7 +4,8 @@
 --   ok         the provider did it
 --   gone       there is no such resource (any more)
 --   retry      known not to have been done; may work later
---   throttled  the same, and the provider says so itself (429, 503): not a failed try
+--   throttled  the same, and the provider says so itself (429, 503): not a failed
+--              try, though the pauses grow
 --   failed     known not to have been done, and will not be
 --   unknown    it may have been done: cut, timed out, garbage, a crash
 
@@ -71,51 +72,61 @@ CREATE FUNCTION leasehold_internal.complete_calls(
     LANGUAGE plpgsql VOLATILE ROWS 100 AS $$
 #variable_conflict use_column
 DECLARE
-    v_company uuid[];
-    v_lease   uuid[];
+    v_locked   smallint[];
+    v_ceilings boolean := EXISTS (SELECT FROM leasehold.limits AS m WHERE m.name = 'lease_ttl_max');
 BEGIN
     -- first the locks, then, in a later snapshot, the rows
-    SELECT pg_catalog.array_agg(s.company_id), pg_catalog.array_agg(s.id) INTO v_company, v_lease
-      FROM (SELECT l.company_id, l.id
-              FROM leasehold.leases AS l
-              JOIN ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids)) AS w (company_id, id)
-                ON l.company_id = w.company_id AND l.id = w.id
-             ORDER BY l.company_id, l.id
-               FOR NO KEY UPDATE OF l SKIP LOCKED) AS s;
+    -- (1: locked; 0: somebody else has it locked; NULL: there is no such lease)
+    SELECT pg_catalog.array_agg(CASE WHEN l.id IS NOT NULL THEN 1 WHEN e.id IS NOT NULL THEN 0 END ORDER BY w.nr)
+      INTO v_locked
+      FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids)) WITH ORDINALITY AS w (company_id, id, nr)
+      LEFT JOIN LATERAL (SELECT x.id FROM leasehold.leases AS x
+                          WHERE x.company_id = w.company_id AND x.id = w.id
+                            FOR NO KEY UPDATE SKIP LOCKED) AS l ON true
+      LEFT JOIN LATERAL (SELECT x.id FROM leasehold.leases AS x
+                          WHERE l.id IS NULL AND x.company_id = w.company_id AND x.id = w.id OFFSET 0) AS e ON true;
 
     -- a resource that another lease holds is not this one's
     INSERT INTO leasehold_internal.provider_resources AS r (provider, provider_lease_id, company_id, lease_id)
     SELECT l.provider, a.provider_lease_id, l.company_id, l.id
-      FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids), pg_catalog.unnest(generations), pg_catalog.unnest(outcomes), pg_catalog.unnest(provider_lease_ids))
-           AS a (company_id, id, generation, outcome, provider_lease_id)
-      JOIN ROWS FROM (pg_catalog.unnest(v_company), pg_catalog.unnest(v_lease)) AS w (company_id, id) ON w.company_id = a.company_id AND w.id = a.id
-      JOIN leasehold.leases AS l ON l.company_id = a.company_id AND l.id = a.id AND l.generation = a.generation
-      JOIN leasehold_internal.calls AS c
-        ON c.company_id = l.company_id AND c.subject_id = l.id AND c.slot = 'op'
-       AND c.state = 'started' AND c.worker_epoch = epoch AND c.operation = 'acquire'
-     WHERE a.outcome = 'ok' AND a.provider_lease_id IS NOT NULL
+      FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids), pg_catalog.unnest(generations),
+                      pg_catalog.unnest(outcomes), pg_catalog.unnest(provider_lease_ids), pg_catalog.unnest(v_locked))
+           AS a (company_id, id, generation, outcome, provider_lease_id, locked)
+     CROSS JOIN LATERAL (SELECT * FROM leasehold.leases AS x
+                          WHERE x.company_id = a.company_id AND x.id = a.id OFFSET 0) AS l
+     CROSS JOIN LATERAL (SELECT * FROM leasehold_internal.calls AS x
+                          WHERE x.company_id = a.company_id AND x.subject_id = a.id AND x.slot = 'op' OFFSET 0) AS c
+     WHERE a.locked = 1 AND a.outcome = 'ok' AND a.provider_lease_id IS NOT NULL AND l.generation = a.generation
+       AND c.operation = 'acquire' AND c.state = 'started' AND c.worker_epoch = epoch
     ON CONFLICT DO NOTHING;
 
     RETURN QUERY
-    WITH answer AS MATERIALIZED (
-        SELECT a.*, l.status AS old_status, l.environment_id, l.provider, l.policy, l.agent_id, l.issue_id, l.run_id,
-               l.execution_workspace_id, l.ttl, l.idle_timeout, l.end_status AS old_end, l.disposition AS old_disposition,
-               l.provider_lease_id AS old_resource, c.operation, c.look_up, c.attempts,
-               (SELECT r.lease_id <> l.id OR r.company_id <> l.company_id
-                  FROM leasehold_internal.provider_resources AS r
-                 WHERE r.provider = l.provider AND r.provider_lease_id = a.provider_lease_id) AS taken,
-               leasehold_internal.decide(c.operation, c.look_up, a.outcome, l.status, c.attempts,
-                   COALESCE(l.acquire_by > pg_catalog.clock_timestamp(), true),
-                   a.outcome <> 'unknown' OR leasehold_internal.provider_looks_up(l.provider),
-                   acquire_attempts, cleanup_attempts) AS decision
-          FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids), pg_catalog.unnest(generations), pg_catalog.unnest(outcomes), pg_catalog.unnest(provider_lease_ids), pg_catalog.unnest(metadatas), pg_catalog.unnest(expirations), pg_catalog.unnest(codes), pg_catalog.unnest(messages), pg_catalog.unnest(retry_after_ms))
+    WITH found AS MATERIALIZED (
+        SELECT a.*, l.status AS old_status, l.provider, l.provider_lease_id AS old_resource,
+               c.operation, c.look_up, c.attempts, c.attempts - c.throttled AS tries, c.last_error,
+               -- during a look-up the lease remembers how often it was asked for
+               (l.acquire_by IS NULL OR l.acquire_by > pg_catalog.clock_timestamp())
+               AND (NOT c.look_up OR l.attempts < acquire_attempts) AS in_time,
+               CASE WHEN a.outcome = 'unknown' THEN leasehold_internal.provider_looks_up(l.provider) END AS looks_up,
+               CASE WHEN a.outcome = 'ok' AND c.operation = 'acquire' AND a.provider_lease_id IS NOT NULL THEN
+                    (SELECT r.lease_id <> l.id OR r.company_id <> l.company_id
+                       FROM leasehold_internal.provider_resources AS r
+                      WHERE r.provider = l.provider AND r.provider_lease_id = a.provider_lease_id) END AS taken
+          FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids), pg_catalog.unnest(generations),
+                          pg_catalog.unnest(outcomes), pg_catalog.unnest(provider_lease_ids), pg_catalog.unnest(metadatas),
+                          pg_catalog.unnest(expirations), pg_catalog.unnest(codes), pg_catalog.unnest(messages),
+                          pg_catalog.unnest(retry_after_ms), pg_catalog.unnest(v_locked))
                AS a (company_id, id, generation, outcome, provider_lease_id, metadata, expires_at, code, message,
-                     retry_after_ms)
-          JOIN ROWS FROM (pg_catalog.unnest(v_company), pg_catalog.unnest(v_lease)) AS w (company_id, id) ON w.company_id = a.company_id AND w.id = a.id
-          JOIN leasehold.leases AS l ON l.company_id = a.company_id AND l.id = a.id AND l.generation = a.generation
-          JOIN leasehold_internal.calls AS c
-            ON c.company_id = l.company_id AND c.subject_id = l.id AND c.slot = 'op'
-           AND c.state = 'started' AND c.worker_epoch = epoch
+                     retry_after_ms, locked)
+         CROSS JOIN LATERAL (SELECT * FROM leasehold.leases AS x
+                              WHERE x.company_id = a.company_id AND x.id = a.id OFFSET 0) AS l
+         CROSS JOIN LATERAL (SELECT * FROM leasehold_internal.calls AS x
+                              WHERE x.company_id = a.company_id AND x.subject_id = a.id AND x.slot = 'op' OFFSET 0) AS c
+         WHERE a.locked = 1 AND l.generation = a.generation AND c.state = 'started' AND c.worker_epoch = epoch
+    ), answer AS (
+        SELECT f.*, leasehold_internal.decide(f.operation, f.look_up, f.outcome, f.old_status, f.tries, f.in_time,
+                   f.looks_up, acquire_attempts, cleanup_attempts) AS decision
+          FROM found AS f
     ), step AS MATERIALIZED (
         -- a taken resource is somebody else's: the request failed, and it must not be removed
         SELECT a.*, CASE WHEN a.taken AND a.operation = 'acquire' AND a.outcome = 'ok'
@@ -148,9 +159,15 @@ BEGIN
                last_used_at = CASE WHEN s.step = 'activate' THEN pg_catalog.clock_timestamp() ELSE l.last_used_at END,
                provider_expires_at = CASE WHEN s.outcome = 'ok' AND s.step IN ('activate', 'dispose') THEN s.expires_at
                                           ELSE l.provider_expires_at END,
-               expires_at = CASE WHEN s.step = 'activate' THEN
+               -- a parked resource waits for its next use as long as a lease may live
+               expires_at = CASE WHEN s.step = 'end' AND l.end_status = 'retained' THEN
+                   pg_catalog.clock_timestamp()
+                   + CASE WHEN v_ceilings THEN leasehold_internal.ttl_ceiling(l.company_id, l.environment_id, l.provider)
+                          ELSE interval '24 hours' END
+                   WHEN s.step = 'activate' THEN
                    LEAST(pg_catalog.clock_timestamp()
-                         + LEAST(l.ttl, leasehold_internal.ttl_ceiling(l.company_id, l.environment_id, l.provider)),
+                         + LEAST(l.ttl, CASE WHEN v_ceilings THEN leasehold_internal.ttl_ceiling(l.company_id, l.environment_id, l.provider)
+                                         ELSE interval '24 hours' END),
                          s.expires_at)
                    ELSE l.expires_at END,
                end_status = CASE WHEN s.step IN ('fail', 'irrevocable') THEN COALESCE(l.end_status, 'failed') ELSE l.end_status END,
@@ -158,26 +175,31 @@ BEGIN
                cleanup_status = CASE WHEN s.step = 'end' THEN 'success'
                                      WHEN s.step IN ('cleanup', 'irrevocable') THEN 'failed' ELSE l.cleanup_status END,
                failure_code = CASE WHEN s.taken THEN 'resource_taken'
+                                   WHEN s.step = 'fail' AND s.look_up THEN 'lease_acquire_failed'
                                    WHEN s.step IN ('fail', 'cleanup', 'irrevocable', 'reacquire')
-                                        THEN COALESCE(CASE WHEN s.outcome = 'unknown' AND s.operation = 'acquire'
+                                        THEN COALESCE(CASE WHEN s.step = 'irrevocable' AND s.operation = 'acquire'
                                                            THEN 'acquire_outcome_unknown' END, s.code, l.failure_code)
                                    WHEN s.step = 'activate' THEN NULL ELSE l.failure_code END,
                failure_reason = CASE WHEN s.taken THEN 'the provider answered with a resource that another lease holds'
+                                     WHEN s.step = 'fail' AND s.look_up THEN COALESCE(s.last_error, s.message)
                                      WHEN s.step IN ('fail', 'cleanup', 'irrevocable') AND l.failure_reason IS NULL
                                           THEN s.message
                                      WHEN s.step = 'activate' THEN NULL ELSE l.failure_reason END,
-               attempts = CASE WHEN s.step IN ('later', 'cleanup', 'look_up') THEN s.attempts ELSE 0 END,
+               attempts = CASE WHEN s.step IN ('again', 'later') AND s.look_up THEN l.attempts
+                               WHEN s.step = 'look_up' THEN s.tries
+                               WHEN s.step IN ('later', 'cleanup') THEN s.attempts ELSE 0 END,
                waiting_for = CASE WHEN s.step IN ('later', 'look_up', 'cleanup')
                                   THEN pg_catalog.concat_ws(': ', 'retry', s.code) END
           FROM step AS s
          WHERE l.company_id = s.company_id AND l.id = s.id
-        RETURNING l.*, s.step, s.outcome, s.operation, s.code, s.message, s.metadata, s.old_status, s.old_resource, s.later
+        RETURNING l.*, s.step, s.outcome, s.operation, s.code, s.message, s.metadata, s.old_status, s.old_resource, s.later,
+                  s.attempts AS attempt
     ), done AS (
         DELETE FROM leasehold_internal.calls AS c
          USING lease AS l
          WHERE c.company_id = l.company_id AND c.subject_id = l.id
            AND (c.slot = 'op' AND l.step IN ('activate', 'fail', 'end', 'irrevocable')
-                OR c.slot = 'timer' AND l.step IN ('fail', 'end', 'irrevocable', 'dispose'))
+                OR c.slot = 'timer' AND l.step IN ('fail', 'end', 'irrevocable', 'dispose') AND l.status <> 'retained')
     ), next AS (
         UPDATE leasehold_internal.calls AS c
            SET state = 'queued', worker_epoch = NULL, generation = l.generation,
@@ -185,19 +207,25 @@ BEGIN
                    WHEN 'dispose' THEN CASE WHEN l.disposition = 'delete' AND l.policy <> 'ephemeral' THEN 'destroy' ELSE 'release' END
                    WHEN 'reacquire' THEN 'acquire' ELSE c.operation END,
                look_up = CASE l.step WHEN 'look_up' THEN true WHEN 'later' THEN c.look_up ELSE false END,
-               attempts = CASE WHEN l.step IN ('dispose', 'reacquire', 'again') THEN 0
-                               WHEN l.outcome = 'throttled' THEN c.attempts - 1 ELSE c.attempts END,
+               attempts = CASE WHEN l.step IN ('dispose', 'reacquire', 'look_up') THEN 0
+                               WHEN l.step = 'again' THEN l.attempts ELSE c.attempts END,
+               throttled = CASE WHEN l.step IN ('dispose', 'reacquire', 'look_up', 'again') THEN 0
+                                WHEN l.outcome = 'throttled' THEN c.throttled + 1 ELSE c.throttled END,
                crashes = 0,
-               last_error = pg_catalog.left(l.message, 500),
-               due_at = CASE WHEN l.step IN ('later', 'look_up', 'cleanup') THEN l.later ELSE pg_catalog.clock_timestamp() END
+               last_error = CASE WHEN l.step = 'again' THEN c.last_error ELSE pg_catalog.left(l.message, 500) END,
+               -- a request does not wait longer than it may live
+               due_at = CASE WHEN l.step = 'later' AND l.operation IN ('acquire', 'resume') AND NOT c.look_up
+                             THEN LEAST(l.later, GREATEST(l.acquire_by, pg_catalog.clock_timestamp()))
+                             WHEN l.step IN ('later', 'look_up', 'cleanup') THEN l.later
+                             ELSE pg_catalog.clock_timestamp() END
           FROM lease AS l
          WHERE c.company_id = l.company_id AND c.subject_id = l.id AND c.slot = 'op'
            AND l.step IN ('dispose', 'reacquire', 'look_up', 'again', 'later', 'cleanup')
     ), timer AS (
         INSERT INTO leasehold_internal.calls AS c (company_id, subject_id, slot, operation, shard, due_at, generation)
         SELECT l.company_id, l.id, 'timer', 'lease_deadline', leasehold_internal.shard_of(l.company_id),
-               LEAST(l.expires_at, l.last_used_at + l.idle_timeout), l.generation
-          FROM lease AS l WHERE l.step = 'activate'
+               leasehold_internal.lease_deadline(l.status, l.expires_at, l.last_used_at, l.idle_timeout), l.generation
+          FROM lease AS l WHERE l.step = 'activate' OR l.status = 'retained'
         ON CONFLICT (company_id, subject_id, slot) DO UPDATE SET due_at = excluded.due_at, state = 'queued'
     ), stray AS (
         -- a parked resource that could not be resumed is removed on its own
@@ -246,15 +274,16 @@ BEGIN
           FROM lease AS l
          -- of a series of failing tries the first is told
          WHERE l.step IN ('activate', 'end', 'fail', 'irrevocable', 'look_up', 'reacquire')
-            OR l.attempts = 1 AND l.step IN ('later', 'cleanup')
+            OR l.attempt = 1 AND l.step IN ('later', 'cleanup')
     )
     SELECT a.company_id, a.id,
-           CASE WHEN l.id IS NOT NULL THEN 'applied' WHEN w.id IS NULL AND x.id IS NOT NULL THEN 'locked' ELSE 'stale' END,
+           CASE WHEN l.id IS NOT NULL THEN 'applied'
+                WHEN a.locked = 0 THEN 'locked'
+                ELSE 'stale' END,
            COALESCE(l.step IN ('end', 'fail'), false)
-      FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids)) AS a (company_id, id)
-      LEFT JOIN lease AS l ON l.company_id = a.company_id AND l.id = a.id
-      LEFT JOIN ROWS FROM (pg_catalog.unnest(v_company), pg_catalog.unnest(v_lease)) AS w (company_id, id) ON w.company_id = a.company_id AND w.id = a.id
-      LEFT JOIN leasehold.leases AS x ON x.company_id = a.company_id AND x.id = a.id;
+      FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids), pg_catalog.unnest(v_locked))
+           AS a (company_id, id, locked)
+      LEFT JOIN lease AS l ON l.company_id = a.company_id AND l.id = a.id;
 END
 $$;
 COMMENT ON FUNCTION leasehold_internal.complete_calls(bigint, uuid[], uuid[], integer[], text[], text[], text[],
@@ -271,9 +300,9 @@ BEGIN
     WITH answer AS (
         SELECT c.*, a.outcome, a.message
           FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids), pg_catalog.unnest(outcomes), pg_catalog.unnest(messages)) AS a (company_id, id, outcome, message)
-          JOIN leasehold_internal.calls AS c
-            ON c.company_id = a.company_id AND c.subject_id = a.id AND c.slot = 'op'
-           AND c.operation = 'destroy_stray' AND c.state = 'started' AND c.worker_epoch = epoch
+         CROSS JOIN LATERAL (SELECT * FROM leasehold_internal.calls AS x
+                              WHERE x.company_id = a.company_id AND x.subject_id = a.id AND x.slot = 'op' OFFSET 0) AS c
+         WHERE c.operation = 'destroy_stray' AND c.state = 'started' AND c.worker_epoch = epoch
     ), gone AS (
         DELETE FROM leasehold_internal.calls AS c USING answer AS a
          WHERE a.outcome IN ('ok', 'gone') AND c.company_id = a.company_id AND c.subject_id = a.subject_id AND c.slot = 'op'
@@ -296,46 +325,66 @@ $$;
 COMMENT ON FUNCTION leasehold_internal.complete_strays(bigint, uuid[], uuid[], text[], text[], integer, integer, integer) IS
     'Applies answers about resources that no lease claims';
 
--- A plugin's answer to initialize.
+-- A plugin's answer to initialize.  Returns what became of it, as
+-- complete_calls() does.  The plugin is locked before the call, as by those who
+-- change it.
 CREATE FUNCTION leasehold_internal.complete_initialize(
         epoch bigint, subject_id uuid, generation integer, outcome text, supported_methods text[], message text,
         base_ms integer, most_ms integer)
-    RETURNS boolean LANGUAGE plpgsql VOLATILE AS $$
+    RETURNS text LANGUAGE plpgsql VOLATILE AS $$
 #variable_conflict use_column
 DECLARE
-    v_call leasehold_internal.calls;
+    v_call   leasehold_internal.calls;
+    v_key    text;
+    v_status text;
 BEGIN
+    SELECT c.payload ->> 'plugin' INTO v_key FROM leasehold_internal.calls AS c
+     WHERE c.company_id = leasehold_internal.no_company() AND c.subject_id = complete_initialize.subject_id
+       AND c.slot = 'op';
+    SELECT p.status INTO v_status FROM leasehold.plugins AS p WHERE p.key = v_key FOR NO KEY UPDATE SKIP LOCKED;
+    IF NOT FOUND AND EXISTS (SELECT FROM leasehold.plugins AS p WHERE p.key = v_key) THEN
+        RETURN 'locked';
+    END IF;
     SELECT c.* INTO v_call FROM leasehold_internal.calls AS c
      WHERE c.company_id = leasehold_internal.no_company() AND c.subject_id = complete_initialize.subject_id
        AND c.slot = 'op' AND c.state = 'started' AND c.worker_epoch = epoch
        AND c.generation = complete_initialize.generation FOR UPDATE;
     IF NOT FOUND THEN
-        RETURN false;
+        RETURN 'stale';
     END IF;
-    IF outcome = 'ok' THEN
+    IF outcome = 'ok' OR v_status = 'disabled' THEN
         UPDATE leasehold.plugins AS p
            SET status = 'ready', last_error = NULL, ready_at = pg_catalog.now(),
                supported_methods = complete_initialize.supported_methods
-         WHERE p.key = v_call.payload ->> 'plugin' AND p.status <> 'disabled';
+         WHERE p.key = v_key AND outcome = 'ok' AND p.status <> 'disabled';
         DELETE FROM leasehold_internal.calls AS c
          WHERE c.company_id = v_call.company_id AND c.subject_id = v_call.subject_id AND c.slot = 'op';
-        PERFORM leasehold_internal.record(leasehold_internal.no_company(), 'plugin.ready', 'plugin',
-            v_call.payload ->> 'plugin',
+    END IF;
+    IF outcome = 'ok' AND v_status <> 'disabled' THEN
+        -- requests that waited for this
+        UPDATE leasehold_internal.calls AS c SET due_at = pg_catalog.clock_timestamp()
+          FROM (SELECT q.company_id, q.subject_id
+                  FROM leasehold_internal.calls AS q JOIN leasehold.providers AS p ON p.key = q.provider
+                 WHERE p.plugin_key = v_key AND q.slot = 'op' AND q.state = 'queued' AND q.attempts = 0
+                   AND q.operation IN ('acquire', 'resume')
+                   FOR UPDATE OF q SKIP LOCKED) AS w
+         WHERE c.company_id = w.company_id AND c.subject_id = w.subject_id AND c.slot = 'op';
+        PERFORM leasehold_internal.record(leasehold_internal.no_company(), 'plugin.ready', 'plugin', v_key,
             pg_catalog.jsonb_build_object('supportedMethods', complete_initialize.supported_methods));
-    ELSE
+    ELSIF outcome <> 'ok' AND v_status <> 'disabled' THEN
         UPDATE leasehold.plugins AS p
            SET status = 'error', last_error = pg_catalog.left(complete_initialize.message, 500)
-         WHERE p.key = v_call.payload ->> 'plugin' AND p.status <> 'disabled';
+         WHERE p.key = v_key;
         UPDATE leasehold_internal.calls AS c
            SET state = 'queued', last_error = pg_catalog.left(complete_initialize.message, 500),
                due_at = pg_catalog.clock_timestamp() + leasehold_internal.backoff(v_call.attempts, base_ms, most_ms)
          WHERE c.company_id = v_call.company_id AND c.subject_id = v_call.subject_id AND c.slot = 'op';
         IF v_call.attempts = 1 THEN
-            PERFORM leasehold_internal.record(leasehold_internal.no_company(), 'plugin.error', 'plugin',
-                v_call.payload ->> 'plugin', pg_catalog.jsonb_build_object('error', complete_initialize.message));
+            PERFORM leasehold_internal.record(leasehold_internal.no_company(), 'plugin.error', 'plugin', v_key,
+                pg_catalog.jsonb_build_object('error', complete_initialize.message));
         END IF;
     END IF;
-    RETURN true;
+    RETURN 'applied';
 END
 $$;
 COMMENT ON FUNCTION leasehold_internal.complete_initialize(bigint, uuid, integer, text, text[], text, integer, integer) IS

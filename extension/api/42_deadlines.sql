@@ -17,23 +17,27 @@ BEGIN
         SELECT s.reason, s.code, s.end_status, pg_catalog.array_agg(s.company_id) AS companies,
                pg_catalog.array_agg(s.id) AS ids
           FROM (SELECT l.company_id, l.id,
-                       CASE WHEN l.status <> 'active' THEN 'failed' ELSE 'expired' END AS end_status,
-                       CASE WHEN l.status <> 'active' THEN COALESCE('waited too long for ' || l.waiting_for, 'no resource was got in time')
+                       CASE WHEN l.status IN ('acquiring', 'resuming') THEN 'failed' ELSE 'expired' END AS end_status,
+                       CASE WHEN l.status IN ('acquiring', 'resuming')
+                                 AND l.waiting_for IN ('active_leases', 'lease_starts_per_minute', 'plugin')
+                            THEN 'waited too long for ' || l.waiting_for
+                            WHEN l.status IN ('acquiring', 'resuming') THEN 'no resource was got in time'
+                            WHEN l.status = 'retained' THEN 'retention_over'
                             WHEN l.expires_at <= pg_catalog.clock_timestamp() THEN 'lease_expired'
                             ELSE 'idle_timeout' END AS reason,
-                       CASE WHEN l.status <> 'active'
-                            THEN CASE WHEN l.waiting_for IS NULL THEN 'acquire_timeout' ELSE 'quota_exceeded' END END AS code
-                  FROM leasehold.leases AS l
-                  JOIN ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids)) AS w (company_id, id)
-                    ON l.company_id = w.company_id AND l.id = w.id
-                 WHERE l.status = 'active'
-                       AND LEAST(l.expires_at, l.last_used_at + l.idle_timeout) <= pg_catalog.clock_timestamp()
-                    OR l.status = 'acquiring' AND l.acquire_by <= pg_catalog.clock_timestamp()
+                       CASE WHEN l.status IN ('acquiring', 'resuming')
+                            THEN CASE WHEN l.waiting_for IN ('active_leases', 'lease_starts_per_minute')
+                                      THEN 'quota_exceeded' ELSE 'acquire_timeout' END END AS code
+                  FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids)) AS w (company_id, id)
+                 CROSS JOIN LATERAL (SELECT * FROM leasehold.leases AS x
+                                      WHERE x.company_id = w.company_id AND x.id = w.id
+                                        FOR NO KEY UPDATE SKIP LOCKED) AS l
+                 WHERE leasehold_internal.lease_deadline(l.status, l.expires_at, l.last_used_at, l.idle_timeout)
+                       <= pg_catalog.clock_timestamp()
+                    OR l.status IN ('acquiring', 'resuming') AND l.acquire_by <= pg_catalog.clock_timestamp()
                        AND EXISTS (SELECT FROM leasehold_internal.calls AS c
                                     WHERE c.company_id = l.company_id AND c.subject_id = l.id AND c.slot = 'op'
-                                      AND c.state IN ('waiting', 'queued') AND NOT c.look_up)
-                 ORDER BY l.company_id, l.id
-                   FOR NO KEY UPDATE OF l SKIP LOCKED) AS s
+                                      AND c.state IN ('waiting', 'queued') AND NOT c.look_up)) AS s
          GROUP BY 1, 2, 3
     LOOP
         PERFORM leasehold_internal.end_leases(v_over.companies, v_over.ids, v_over.end_status, 'delete',
@@ -48,17 +52,17 @@ BEGIN
     WITH due AS (
         SELECT c.company_id, c.subject_id, c.operation,
                CASE c.operation WHEN 'lease_deadline' THEN
-                    (SELECT CASE WHEN l.status = 'active' THEN LEAST(l.expires_at, l.last_used_at + l.idle_timeout)
+                    (SELECT CASE WHEN l.status IN ('active', 'retained')
+                                 THEN leasehold_internal.lease_deadline(l.status, l.expires_at, l.last_used_at, l.idle_timeout)
                                  WHEN l.status IN ('acquiring', 'resuming') THEN GREATEST(l.acquire_by, pg_catalog.clock_timestamp() + interval '1 second') END
                        FROM leasehold.leases AS l WHERE l.company_id = c.company_id AND l.id = c.subject_id)
                ELSE (SELECT r.heartbeat_at + r.heartbeat_timeout FROM leasehold_internal.runs AS r
                       WHERE r.company_id = c.company_id AND r.id = c.subject_id AND r.status = 'running')
                END AS deadline
-          FROM leasehold_internal.calls AS c
-          JOIN ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids)) AS w (company_id, subject_id)
-            ON c.company_id = w.company_id AND c.subject_id = w.subject_id
-         WHERE c.slot = 'timer'
-           FOR UPDATE OF c SKIP LOCKED
+          FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids)) AS w (company_id, subject_id)
+         CROSS JOIN LATERAL (SELECT * FROM leasehold_internal.calls AS x
+                              WHERE x.company_id = w.company_id AND x.subject_id = w.subject_id AND x.slot = 'timer'
+                                FOR UPDATE SKIP LOCKED) AS c
     ), moved AS (
         UPDATE leasehold_internal.calls AS c
            SET due_at = GREATEST(d.deadline, pg_catalog.clock_timestamp() + interval '100 milliseconds')
@@ -75,3 +79,20 @@ END
 $$;
 COMMENT ON FUNCTION leasehold_internal.fire_deadlines(uuid[], uuid[]) IS
     'Ends the leases and runs among these whose time is over, and moves the other deadlines';
+
+-- Requests whose time is over but which nobody even claims, since the circuit
+-- breaker of their provider is open or all its places are taken: for
+-- fire_deadlines().
+CREATE FUNCTION leasehold_internal.overdue_requests(part integer, parts integer, count integer)
+    RETURNS TABLE (company_id uuid, subject_id uuid) LANGUAGE sql VOLATILE ROWS 100 AS $$
+    SELECT c.company_id, c.subject_id
+      FROM leasehold_internal.calls AS c
+     CROSS JOIN LATERAL (SELECT x.acquire_by FROM leasehold.leases AS x
+                          WHERE x.company_id = c.company_id AND x.id = c.subject_id OFFSET 0) AS l
+     WHERE c.state = 'queued' AND c.due_at <= pg_catalog.clock_timestamp() - interval '1 second'
+       AND c.shard % parts = part AND c.operation IN ('acquire', 'resume') AND NOT c.look_up
+       AND l.acquire_by <= pg_catalog.clock_timestamp()
+     LIMIT count
+$$;
+COMMENT ON FUNCTION leasehold_internal.overdue_requests(integer, integer, integer) IS
+    'Requests whose time is over but which nobody claims';

@@ -55,8 +55,8 @@ BEGIN
          WHERE l.status IN ('acquiring', 'resuming', 'releasing', 'pending_cleanup')
         UNION ALL
         SELECT l.company_id, l.id, 'timer', '', l.generation, 'lease_deadline', false,
-               LEAST(l.expires_at, l.last_used_at + l.idle_timeout)
-          FROM leasehold.leases AS l WHERE l.status = 'active'
+               leasehold_internal.lease_deadline(l.status, l.expires_at, l.last_used_at, l.idle_timeout)
+          FROM leasehold.leases AS l WHERE l.status IN ('active', 'retained')
         UNION ALL
         SELECT r.company_id, r.id, 'timer', '', 1, 'run_deadline', false, r.heartbeat_at + r.heartbeat_timeout
           FROM leasehold_internal.runs AS r WHERE r.status = 'running'

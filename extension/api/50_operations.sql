@@ -299,7 +299,8 @@ BEGIN
        AND EXISTS (SELECT FROM leasehold.audit_events_default AS a WHERE a.occurred_at < pg_catalog.now() - interval '1 hour');
     RETURN QUERY
     SELECT 'warning'::text, 'lease_irrevocable'::text,
-           pg_catalog.format('%s leases are irrevocable', pg_catalog.count(*)),
+           pg_catalog.format(CASE pg_catalog.count(*) WHEN 1 THEN '%s lease is irrevocable' ELSE '%s leases are irrevocable' END,
+                             pg_catalog.count(*)),
            'See cleanup_backlog; retry_lease() or write_off_lease() each.'::text
       FROM leasehold.leases AS l WHERE l.status = 'irrevocable' HAVING pg_catalog.count(*) > 0;
     RETURN QUERY
@@ -320,20 +321,41 @@ $$;
 SELECT leasehold_internal.publish('leasehold_internal.doctor', 'instant',
     'what is wrong with the installation, and what to do about it', 'leasehold_admin');
 
+-- Leases of all companies by status; for those who watch the installation.  Its
+-- owner is the worker's role, which sees all rows; it tells nobody whose they are.
+CREATE FUNCTION leasehold_internal.all_live_leases(OUT status text, OUT count bigint) RETURNS SETOF record
+    LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    SELECT l.status::text, count(*) FROM leasehold.leases AS l
+     WHERE l.status IN ('acquiring', 'active', 'releasing', 'retained', 'resuming', 'pending_cleanup', 'irrevocable')
+     GROUP BY 1
+$$;
+COMMENT ON FUNCTION leasehold_internal.all_live_leases() IS 'Leases of all companies by status';
+
 CREATE FUNCTION leasehold_internal.metrics(
         OUT name text, OUT type text, OUT labels jsonb, OUT value double precision)
     RETURNS SETOF record LANGUAGE plpgsql STABLE AS $$
 #variable_conflict use_column
+DECLARE
+    v_watcher boolean := leasehold_internal.is_admin()
+                         OR pg_catalog.pg_has_role(leasehold.acting_role(), 'pg_monitor', 'USAGE');
 BEGIN
     RETURN QUERY
+    SELECT 'leasehold_leases'::text, 'gauge'::text, pg_catalog.jsonb_build_object('status', s.status),
+           COALESCE(a.count, 0)::double precision
+      FROM pg_catalog.unnest(ARRAY['acquiring', 'active', 'releasing', 'retained', 'resuming', 'pending_cleanup',
+                                   'irrevocable']) AS s (status)
+      LEFT JOIN leasehold_internal.all_live_leases() AS a ON a.status = s.status
+     WHERE v_watcher
+    UNION ALL
     SELECT 'leasehold_leases'::text, 'gauge'::text, pg_catalog.jsonb_build_object('status', s.status),
            pg_catalog.count(l.id)::double precision
       FROM pg_catalog.unnest(ARRAY['acquiring', 'active', 'releasing', 'retained', 'resuming', 'pending_cleanup',
                                    'irrevocable']) AS s (status)
       LEFT JOIN leasehold.leases AS l ON l.status = s.status
        AND l.status IN ('acquiring', 'active', 'releasing', 'retained', 'resuming', 'pending_cleanup', 'irrevocable')
+     WHERE NOT v_watcher
      GROUP BY s.status;
-    IF leasehold_internal.is_admin() THEN
+    IF v_watcher THEN
         RETURN QUERY
         SELECT m.name, m.type, pg_catalog.jsonb_build_object('part', w.part), m.value
           FROM leasehold_internal.worker_states() AS w,
@@ -356,8 +378,8 @@ BEGIN
 END
 $$;
 SELECT leasehold_internal.publish('leasehold_internal.metrics', 'instant',
-    'figures for Prometheus, about the companies that the caller may see; for leasehold_admin also the workers''',
-    'leasehold_admin', 'leasehold_app', 'leasehold_auditor');
+    'figures for Prometheus, about the companies that the caller may see; for leasehold_admin and pg_monitor about all, and the workers',
+    'leasehold_admin', 'leasehold_app', 'leasehold_auditor', 'pg_monitor');
 
 -- Housekeeping: plain functions whose clock the worker is.
 

@@ -19,10 +19,12 @@ BEGIN
 END
 $$;
 
--- counts over all companies: see its comment
+-- these count over all companies: see their comments
 ALTER FUNCTION leasehold_internal.occupied_slots(uuid, uuid, text) OWNER TO leasehold_worker;
+ALTER FUNCTION leasehold_internal.all_live_leases() OWNER TO leasehold_worker;
 
 -- Nobody may do anything, except:
+GRANT USAGE ON SCHEMA leasehold TO pg_monitor;
 REVOKE ALL ON ALL TABLES IN SCHEMA leasehold, leasehold_internal FROM PUBLIC;
 REVOKE ALL ON ALL SEQUENCES IN SCHEMA leasehold, leasehold_internal FROM PUBLIC;
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA leasehold_internal FROM PUBLIC;
@@ -46,7 +48,8 @@ GRANT INSERT ON leasehold.audit_events TO leasehold_worker;
 GRANT UPDATE ON leasehold.plugins TO leasehold_worker;
 GRANT USAGE ON SEQUENCE leasehold_internal.worker_epoch TO leasehold_worker;
 GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA leasehold_internal TO leasehold_worker;
-GRANT EXECUTE ON FUNCTION leasehold_internal.occupied_slots(uuid, uuid, text) TO leasehold_owner;
+GRANT EXECUTE ON FUNCTION leasehold_internal.occupied_slots(uuid, uuid, text), leasehold_internal.all_live_leases()
+    TO leasehold_owner;
 REVOKE EXECUTE ON FUNCTION leasehold_internal.publish(regproc, text, text, text[]),
     leasehold_internal.protect(regclass, text, text) FROM leasehold_worker;
 
