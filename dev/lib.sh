@@ -163,7 +163,7 @@ copy_sources() {
 # With SANITIZE set, its postgres is a script that starts the real one with the
 # sanitizers' library and has their reports written to WORK/reports.
 make_private_pg() {
-    made_from="3 ${SANITIZE:-plain} $("$SYSTEM_PG/bin/postgres" --version)"
+    made_from="4 ${SANITIZE:-plain} $("$SYSTEM_PG/bin/postgres" --version)"
     if [ "$(cat "$WORK/pg/.from" 2>/dev/null)" != "$made_from" ]; then rm -rf "$WORK/pg"; fi
 
     as_server_user sh -eu -c '
@@ -185,23 +185,16 @@ make_private_pg() {
         [ -e "$bin/pg_config" ] || cp /usr/bin/pg_config "$bin/"
         ln -s "$system_include" "pg$system_include"
         if [ -n "$sanitize" ]; then
-            mkdir -p reports
-            printf "#include <stdlib.h>\nstatic void __attribute__((constructor)) early(void) { free(malloc(1)); }\n" |
-                gcc -shared -fPIC -fno-builtin -Wl,-z,initfirst -x c -o pg/early.so -
+            gcc -shared -fPIC -fno-builtin -Wl,-z,initfirst "-DREPORTS=\"$PWD/reports/report\"" \
+                -o pg/sanitize.so "$6"
             mv "$bin/postgres" "$bin/postgres.real"
             cat >"$bin/postgres"
             chmod +x "$bin/postgres"
         fi
         printf "%s\n" "$made_from" >pg/.from
-        ' sh "$made_from" "$SYSTEM_PG" "$SYSTEM_SHARE" "$SYSTEM_INCLUDE" "${SANITIZE:-}" <<SCRIPT
+        ' sh "$made_from" "$SYSTEM_PG" "$SYSTEM_SHARE" "$SYSTEM_INCLUDE" "${SANITIZE:-}" "$WORK/src/dev/sanitize.c" <<SCRIPT
 #!/bin/sh
-# The last library only allocates, before any other library is initialised: if
-# the first allocation is one of bindtextdomain(), the sanitizer, which begins
-# then and asks for a translation, breaks the lock that is held there.
-export LD_PRELOAD='$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libubsan.so) $WORK/pg/early.so'
-# Leaks are not looked for: a backend leaves its memory to the kernel.
-export ASAN_OPTIONS='detect_leaks=0:detect_stack_use_after_return=0:log_path=$WORK/reports/report'
-export UBSAN_OPTIONS='print_stacktrace=1:log_path=$WORK/reports/report'
+export LD_PRELOAD='$WORK/pg/sanitize.so $(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libubsan.so)'
 exec '$BIN/postgres.real' "\$@"
 SCRIPT
 }
