@@ -9,7 +9,6 @@
 #   regress    sql/, expected/         pg_regress
 #   isolation  test/isolation/         races, with pg_isolation_regress
 #   pgtap      test/pgtap/*.sql
-#   faults     test/faults/*.sql       the worker against a provider that misbehaves
 #   tap        test/t/*.pl             crashes, restarts, dumps, upgrades
 #   chaos      test/chaos/chaos.py     leases while worker and server are killed
 #   lint       all sources             warnings, static analysis, format, exported symbols

@@ -38,22 +38,22 @@ def prove(place: Place, name: str, arguments: list[str], environment: dict[str, 
     lines = list(program.lines())
     blame = False
     for line in lines:
-        if re.match(r"ok\b", line):
-            blame = False
+        todo = re.search(r"# todo\b", line, re.IGNORECASE)
+        if re.match(r"ok \d+", line):
             if re.search(r"# skip\b", line, re.IGNORECASE):
                 outcome.skipped += 1
             else:
                 outcome.passed += 1
-        elif re.match(r"not ok\b", line):
-            blame = not re.search(r"# todo\b", line, re.IGNORECASE)
-            outcome.failed += blame
-            outcome.passed += not blame
+        elif re.match(r"not ok \d+", line):
+            outcome.failed += not todo
+            outcome.passed += bool(todo)
         elif match := re.match(r"1\.\.0 # skip\s*(.*)", line, re.IGNORECASE):
             outcome.skipped += 1
             outcome.detail.append(match[1])
-        else:
-            blame = blame and line.startswith("#")
-        if blame:
+        # failures, those within subtests included, with what is said of them
+        if re.match(r"\s*(not )?ok\b", line):
+            blame = "not ok" in line and not todo
+        if blame and re.match(r"\s*(not ok|#)", line):
             outcome.detail.append(line)
     if program.status and not outcome.failed:
         outcome.failed += 1
