@@ -16,6 +16,7 @@
 #include "postgres.h"
 #include "compat.h"
 
+#include <arpa/inet.h>
 #include <dirent.h>
 #include <netinet/in.h>
 #include <signal.h>
@@ -61,7 +62,7 @@ static void drive(curl_socket_t fd, int events);
 static void collect_finished(void);
 static void finish(HttpExchange *exchange, CURLcode code);
 static void free_exchange(HttpExchange *exchange);
-static const char *phase_of(CURL *easy);
+static const char *phase_of(HttpExchange *exchange);
 static void block_signals(sigset_t *saved);
 
 /* callbacks of libcurl */
@@ -70,6 +71,7 @@ static int	on_timer(CURLM *m, long timeout_ms, void *arg);
 static size_t on_body(char *data, size_t size, size_t count, void *arg);
 static size_t on_request_body(char *buffer, size_t size, size_t count, void *arg);
 static curl_socket_t on_open_socket(void *arg, curlsocktype purpose, struct curl_sockaddr *address);
+static int	on_connected(void *arg, char *address, char *local_address, int port, int local_port);
 
 /* of the event loop */
 static void on_ready(int fd, uint32 events, void *arg);
@@ -170,6 +172,8 @@ set_options(HttpExchange *exchange, const HttpRequest *request)
 		SET(CURLOPT_ERRORBUFFER, exchange->problem) &&
 		SET(CURLOPT_OPENSOCKETFUNCTION, on_open_socket) &&
 		SET(CURLOPT_OPENSOCKETDATA, exchange) &&
+		SET(CURLOPT_PREREQFUNCTION, on_connected) &&
+		SET(CURLOPT_PREREQDATA, exchange) &&
 		SET(CURLOPT_TIMEOUT_MS, (long) Min(request->timeout_ms, LONG_MAX)) &&
 		SET(CURLOPT_CONNECTTIMEOUT_MS, (long) Min(setting_connect_timeout, request->timeout_ms)) &&
 		SET(CURLOPT_MAXAGE_CONN, (long) IDLE_CONNECTION_S) &&
@@ -281,9 +285,10 @@ finish(HttpExchange *exchange, CURLcode code)
 	if (!response.answered)
 	{
 		curl_easy_getinfo(exchange->easy, CURLINFO_PRETRANSFER_TIME_T, &sent_at);
-		response.progress = sent_at == 0 && exchange->request_sent == 0 ? HTTP_NOT_SENT : HTTP_MAYBE_SENT;
+		response.progress = exchange->address_refused || (sent_at == 0 && exchange->request_sent == 0) ?
+			HTTP_NOT_SENT : HTTP_MAYBE_SENT;
 		response.timed_out = code == CURLE_OPERATION_TIMEDOUT;
-		response.phase = phase_of(exchange->easy);
+		response.phase = exchange->address_refused ? "connection" : phase_of(exchange);
 		if (exchange->address_refused)
 			response.problem = "the address is not allowed for this plugin";
 		else if (exchange->too_large)
@@ -298,15 +303,16 @@ finish(HttpExchange *exchange, CURLcode code)
 
 /* What was under way when a request ended without an answer. */
 static const char *
-phase_of(CURL *easy)
+phase_of(HttpExchange *exchange)
 {
-	static const struct
+	/* libcurl counts a TLS handshake as part of the connection until both are there */
+	const struct
 	{
 		CURLINFO	info;
 		const char *until;
 	}			phases[] = {
 		{CURLINFO_NAMELOOKUP_TIME_T, "name resolution"},
-		{CURLINFO_CONNECT_TIME_T, "connection"},
+		{CURLINFO_CONNECT_TIME_T, exchange->plain ? "connection" : "connection or TLS handshake"},
 		{CURLINFO_PRETRANSFER_TIME_T, "TLS handshake"},
 		{CURLINFO_STARTTRANSFER_TIME_T, "wait for the answer"},
 	};
@@ -315,7 +321,7 @@ phase_of(CURL *easy)
 	{
 		curl_off_t	time = 0;
 
-		curl_easy_getinfo(easy, phases[i].info, &time);
+		curl_easy_getinfo(exchange->easy, phases[i].info, &time);
 		if (time == 0)
 			return phases[i].until;
 	}
@@ -453,4 +459,37 @@ on_open_socket(void *arg, curlsocktype purpose, struct curl_sockaddr *address)
 		return CURL_SOCKET_BAD;
 	}
 	return socket(address->family, address->socktype | SOCK_CLOEXEC, address->protocol);
+}
+
+/*
+ * Before the request is sent: the connection may be one that another plugin,
+ * to which more is allowed, has left behind.
+ */
+static int
+on_connected(void *arg, char *address, char *local_address, int port, int local_port)
+{
+	HttpExchange *exchange = arg;
+	struct sockaddr_in in;
+	struct sockaddr_in6 in6;
+	const struct sockaddr *peer = NULL;
+
+	memset(&in, 0, sizeof(in));
+	memset(&in6, 0, sizeof(in6));
+	if (inet_pton(AF_INET, address, &in.sin_addr) == 1)
+	{
+		in.sin_family = AF_INET;
+		peer = (const struct sockaddr *) &in;
+	}
+	else if (inet_pton(AF_INET6, address, &in6.sin6_addr) == 1)
+	{
+		in6.sin6_family = AF_INET6;
+		peer = (const struct sockaddr *) &in6;
+	}
+	if (peer == NULL ||
+		!policy_address_allowed(peer, exchange->plain, exchange->allowed, exchange->allowed_count))
+	{
+		exchange->address_refused = true;
+		return CURL_PREREQFUNC_ABORT;
+	}
+	return CURL_PREREQFUNC_OK;
 }

@@ -69,6 +69,14 @@ plugins_refresh(void)
 	read_limits();
 }
 
+bool
+plugin_is_current(const char *key, TransactionId row)
+{
+	const Plugin *plugin = plugin_find(key);
+
+	return plugin != NULL && plugin->row == row;
+}
+
 static void
 watch_tables(void)
 {
@@ -97,8 +105,8 @@ read_plugins(void)
 
 	if (SPI_execute("SELECT p.key, p.transport ->> 'url', p.transport ->> 'token_file',"
 					" pg_catalog.array_to_string(p.allow_addresses, ' '),"
-					" 'environmentFindLease' = ANY (p.supported_methods)"
-					" FROM leasehold.plugins AS p", true, 0) != SPI_OK_SELECT)
+					" 'environmentFindLease' = ANY (p.supported_methods), p.xmin"
+					" FROM leasehold.plugins AS p", false, 0) != SPI_OK_SELECT)
 		elog(ERROR, "could not read the plugins");
 
 	for (uint64 i = 0; i < SPI_processed; i++)
@@ -118,6 +126,7 @@ read_plugins(void)
 		plugin->url = MemoryContextStrdup(plugins_context, url ? url : "");
 		plugin->token_file = token_file ? MemoryContextStrdup(plugins_context, token_file) : NULL;
 		plugin->looks_up = DatumGetBool(SPI_getbinval(row, desc, 5, &isnull));
+		plugin->row = DatumGetTransactionId(SPI_getbinval(row, desc, 6, &isnull));
 		read_networks(plugin, networks ? networks : "");
 	}
 }

@@ -16,6 +16,7 @@ typedef struct Plugin
 	char	   *token_file;		/* name in leasehold.token_directory, or NULL */
 	PolicyNetwork *allowed;
 	size_t		allowed_count;
+	TransactionId row;			/* its row's xmin */
 	bool		looks_up;		/* has environmentFindLease */
 } Plugin;
 
@@ -27,8 +28,14 @@ extern void plugins_init(void);
  */
 extern void plugins_refresh(void);
 
-/* Has the next refresh read them again: a setting that they depend on may have changed. */
+/* Has the next refresh read them again. */
 extern void plugins_forget(void);
+
+/*
+ * Whether the copy of a plugin is of this version of its row (its xmin).  The
+ * notice of a change may come after the change can be seen.
+ */
+extern bool plugin_is_current(const char *key, TransactionId row);
 
 /* Whether any limit holds that a lease may wait for. */
 extern bool plugins_limits_exist(void);

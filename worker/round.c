@@ -97,7 +97,7 @@ static void whole_round_work(void *arg);
 static void apply_answers(Round *round);
 static void apply_lease_answers(Round *round, Call **calls, int *index, int count);
 static void apply_stray_answers(Call **calls, int count);
-static void apply_initialize_answer(Call *call);
+static char apply_initialize_answer(Call *call);
 static void apply_reconcile_answer(Call *call);
 static void settle_answers(Round *round);
 static void forget_call(Call *call);
@@ -513,7 +513,7 @@ apply_answers(Round *round)
 		if (strcmp(call->operation, "destroy_stray") == 0)
 			strays[stray_count++] = call;
 		else if (strcmp(call->operation, "initialize") == 0)
-			apply_initialize_answer(call);
+			round->applied[i] = apply_initialize_answer(call);
 		else if (strcmp(call->operation, "reconcile") == 0)
 			apply_reconcile_answer(call);
 		else
@@ -649,7 +649,8 @@ apply_stray_answers(Call **calls, int count)
 		elog(ERROR, "could not apply answers about strays");
 }
 
-static void
+/* Returns the first letter of what became of it. */
+static char
 apply_initialize_answer(Call *call)
 {
 	Datum		args[8];
@@ -666,6 +667,7 @@ apply_initialize_answer(Call *call)
 							  (Oid[]) {INT8OID, UUIDOID, INT4OID, TEXTOID, TEXTARRAYOID, TEXTOID, INT4OID, INT4OID},
 							  args, NULL, false, 1) != SPI_OK_SELECT)
 		elog(ERROR, "could not apply the answer of a plugin");
+	return SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1)[0];
 }
 
 static void
@@ -924,10 +926,17 @@ claim_calls(Round *round)
 		elog(ERROR, "could not claim calls");
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
-		Call	   *call = make_call(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, round);
+		HeapTuple	row = SPI_tuptable->vals[i];
+		TupleDesc	desc = SPI_tuptable->tupdesc;
+		Call	   *call = make_call(row, desc, round);
+		bool		isnull;
+		Datum		plugin_row = SPI_getbinval(row, desc, 15, &isnull);
 
 		round->claimed[round->claimed_count++] = call;
+		if (!isnull && !plugin_is_current(call->plugin, DatumGetTransactionId(plugin_row)))
+			plugins_forget();
 	}
+	plugins_refresh();
 }
 
 static Call *

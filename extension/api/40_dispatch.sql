@@ -90,7 +90,7 @@ CREATE FUNCTION leasehold_internal.claim_calls(
         epoch bigint, company_ids uuid[], subject_ids uuid[], default_timeout_ms integer)
     RETURNS TABLE (company_id uuid, subject_id uuid, generation integer, operation text, verdict text, code text,
                    message text, plugin text, provider text, method text, attempt integer, timeout_ms bigint,
-                   idempotency_key text, params text)
+                   idempotency_key text, params text, plugin_row xid)
     LANGUAGE plpgsql VOLATILE ROWS 100 AS $$
 #variable_conflict use_column
 BEGIN
@@ -162,7 +162,9 @@ BEGIN
                        || CASE WHEN m.method = 'environmentResumeLease' AND l.agent_id IS NOT NULL
                           THEN pg_catalog.jsonb_build_object('agentId', l.agent_id) ELSE '{}' END
                   ELSE '{}' END
-           END)::text END
+           END)::text END,
+           -- which version of its plugin the call is for: the worker keeps a copy
+           COALESCE(g.xmin, (SELECT g3.xmin FROM leasehold.plugins AS g3 WHERE g3.key = c.payload ->> 'plugin'))
       FROM claimed AS c
      CROSS JOIN (SELECT s.id FROM leasehold_internal.installation AS s LIMIT 1) AS i
       LEFT JOIN leasehold.leases AS l ON l.company_id = c.company_id AND l.id = c.subject_id

@@ -193,7 +193,7 @@ BEGIN
           FROM step AS s
          WHERE l.company_id = s.company_id AND l.id = s.id
         RETURNING l.*, s.step, s.outcome, s.operation, s.code, s.message, s.metadata, s.old_status, s.old_resource, s.later,
-                  s.attempts AS tries
+                  s.attempts AS attempt
     ), done AS (
         DELETE FROM leasehold_internal.calls AS c
          USING lease AS l
@@ -274,7 +274,7 @@ BEGIN
           FROM lease AS l
          -- of a series of failing tries the first is told
          WHERE l.step IN ('activate', 'end', 'fail', 'irrevocable', 'look_up', 'reacquire')
-            OR l.tries = 1 AND l.step IN ('later', 'cleanup')
+            OR l.attempt = 1 AND l.step IN ('later', 'cleanup')
     )
     SELECT a.company_id, a.id,
            CASE WHEN l.id IS NOT NULL THEN 'applied'
@@ -325,51 +325,66 @@ $$;
 COMMENT ON FUNCTION leasehold_internal.complete_strays(bigint, uuid[], uuid[], text[], text[], integer, integer, integer) IS
     'Applies answers about resources that no lease claims';
 
--- A plugin's answer to initialize.
+-- A plugin's answer to initialize.  Returns what became of it, as
+-- complete_calls() does.  The plugin is locked before the call, as by those who
+-- change it.
 CREATE FUNCTION leasehold_internal.complete_initialize(
         epoch bigint, subject_id uuid, generation integer, outcome text, supported_methods text[], message text,
         base_ms integer, most_ms integer)
-    RETURNS boolean LANGUAGE plpgsql VOLATILE AS $$
+    RETURNS text LANGUAGE plpgsql VOLATILE AS $$
 #variable_conflict use_column
 DECLARE
-    v_call leasehold_internal.calls;
+    v_call   leasehold_internal.calls;
+    v_key    text;
+    v_status text;
 BEGIN
+    SELECT c.payload ->> 'plugin' INTO v_key FROM leasehold_internal.calls AS c
+     WHERE c.company_id = leasehold_internal.no_company() AND c.subject_id = complete_initialize.subject_id
+       AND c.slot = 'op';
+    SELECT p.status INTO v_status FROM leasehold.plugins AS p WHERE p.key = v_key FOR NO KEY UPDATE SKIP LOCKED;
+    IF NOT FOUND AND EXISTS (SELECT FROM leasehold.plugins AS p WHERE p.key = v_key) THEN
+        RETURN 'locked';
+    END IF;
     SELECT c.* INTO v_call FROM leasehold_internal.calls AS c
      WHERE c.company_id = leasehold_internal.no_company() AND c.subject_id = complete_initialize.subject_id
        AND c.slot = 'op' AND c.state = 'started' AND c.worker_epoch = epoch
        AND c.generation = complete_initialize.generation FOR UPDATE;
     IF NOT FOUND THEN
-        RETURN false;
+        RETURN 'stale';
     END IF;
-    IF outcome = 'ok' THEN
+    IF outcome = 'ok' OR v_status = 'disabled' THEN
         UPDATE leasehold.plugins AS p
            SET status = 'ready', last_error = NULL, ready_at = pg_catalog.now(),
                supported_methods = complete_initialize.supported_methods
-         WHERE p.key = v_call.payload ->> 'plugin' AND p.status <> 'disabled';
+         WHERE p.key = v_key AND outcome = 'ok' AND p.status <> 'disabled';
         DELETE FROM leasehold_internal.calls AS c
          WHERE c.company_id = v_call.company_id AND c.subject_id = v_call.subject_id AND c.slot = 'op';
+    END IF;
+    IF outcome = 'ok' AND v_status <> 'disabled' THEN
         -- requests that waited for this
         UPDATE leasehold_internal.calls AS c SET due_at = pg_catalog.clock_timestamp()
-          FROM leasehold.providers AS p
-         WHERE p.plugin_key = v_call.payload ->> 'plugin' AND c.provider = p.key AND c.slot = 'op'
-           AND c.state = 'queued' AND c.attempts = 0 AND c.operation IN ('acquire', 'resume');
-        PERFORM leasehold_internal.record(leasehold_internal.no_company(), 'plugin.ready', 'plugin',
-            v_call.payload ->> 'plugin',
+          FROM (SELECT q.company_id, q.subject_id
+                  FROM leasehold_internal.calls AS q JOIN leasehold.providers AS p ON p.key = q.provider
+                 WHERE p.plugin_key = v_key AND q.slot = 'op' AND q.state = 'queued' AND q.attempts = 0
+                   AND q.operation IN ('acquire', 'resume')
+                   FOR UPDATE OF q SKIP LOCKED) AS w
+         WHERE c.company_id = w.company_id AND c.subject_id = w.subject_id AND c.slot = 'op';
+        PERFORM leasehold_internal.record(leasehold_internal.no_company(), 'plugin.ready', 'plugin', v_key,
             pg_catalog.jsonb_build_object('supportedMethods', complete_initialize.supported_methods));
-    ELSE
+    ELSIF outcome <> 'ok' AND v_status <> 'disabled' THEN
         UPDATE leasehold.plugins AS p
            SET status = 'error', last_error = pg_catalog.left(complete_initialize.message, 500)
-         WHERE p.key = v_call.payload ->> 'plugin' AND p.status <> 'disabled';
+         WHERE p.key = v_key;
         UPDATE leasehold_internal.calls AS c
            SET state = 'queued', last_error = pg_catalog.left(complete_initialize.message, 500),
                due_at = pg_catalog.clock_timestamp() + leasehold_internal.backoff(v_call.attempts, base_ms, most_ms)
          WHERE c.company_id = v_call.company_id AND c.subject_id = v_call.subject_id AND c.slot = 'op';
         IF v_call.attempts = 1 THEN
-            PERFORM leasehold_internal.record(leasehold_internal.no_company(), 'plugin.error', 'plugin',
-                v_call.payload ->> 'plugin', pg_catalog.jsonb_build_object('error', complete_initialize.message));
+            PERFORM leasehold_internal.record(leasehold_internal.no_company(), 'plugin.error', 'plugin', v_key,
+                pg_catalog.jsonb_build_object('error', complete_initialize.message));
         END IF;
     END IF;
-    RETURN true;
+    RETURN 'applied';
 END
 $$;
 COMMENT ON FUNCTION leasehold_internal.complete_initialize(bigint, uuid, integer, text, text[], text, integer, integer) IS

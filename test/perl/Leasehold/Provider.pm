@@ -26,7 +26,7 @@ use Time::HiRes qw(sleep time);
 use Leasehold::Node qw(json quote);
 
 my $DOUBLES = abs_path(dirname(__FILE__) . '/../../doubles');
-my @started;
+my @processes;
 my $number = 0;
 
 # start(node, %options): starts the double.
@@ -73,28 +73,36 @@ sub run
 {
 	my ($self) = @_;
 	my $ready = "$self->{directory}/ready";
-	unlink $ready;
-	my @command = ('python3', '-B', "$DOUBLES/http_provider.py",
+	($self->{pid}, $self->{port}) = start_python(
+		$ready, "$self->{directory}/output", 'http_provider.py',
 		'--port' => $self->{port}, '--token' => $self->{token},
 		'--variant' => $self->{variant}, '--ready-file' => $ready, @{ $self->{arguments} });
+	return $self;
+}
+
+# start_python(ready file, output file, script of test/doubles, argument…): its
+# pid and the port that it wrote to the ready file.
+sub start_python
+{
+	my ($ready, $output, $script, @arguments) = @_;
+	unlink $ready;
 	my $pid = fork // croak "could not fork: $!";
 	if ($pid == 0)
 	{
-		open STDOUT, '>>', "$self->{directory}/output";
+		open STDOUT, '>>', $output;
 		open STDERR, '>&', \*STDOUT;
-		exec @command or POSIX::_exit(127);
+		exec 'python3', '-B', "$DOUBLES/$script", @arguments or POSIX::_exit(127);
 	}
-	$self->{pid} = $pid;
-	push @started, $self unless grep { $_ == $self } @started;
+	push @processes, $pid;
 	my $give_up = time + $Leasehold::Node::PATIENCE;
 	until (-s $ready)
 	{
-		croak 'the provider double did not start: ' . slurp_file("$self->{directory}/output")
+		croak "$script did not start: " . slurp_file($output)
 		  if time > $give_up || waitpid($pid, 1) != 0;
 		sleep 0.02;
 	}
-	chomp($self->{port} = slurp_file($ready));
-	return $self;
+	chomp(my $port = slurp_file($ready));
+	return ($pid, $port);
 }
 
 # stop: as if the provider's machine were switched off; run() brings it back.
@@ -102,9 +110,16 @@ sub stop
 {
 	my ($self, $signal) = @_;
 	return unless $self->{pid};
-	kill $signal // 'TERM', $self->{pid};
-	waitpid $self->{pid}, 0;
-	delete $self->{pid};
+	stop_process(delete $self->{pid}, $signal);
+	return;
+}
+
+sub stop_process
+{
+	my ($pid, $signal) = @_;
+	kill $signal // 'TERM', $pid;
+	waitpid $pid, 0;
+	@processes = grep { $_ != $pid } @processes;
 	return;
 }
 
@@ -204,7 +219,7 @@ sub obeyed
 END
 {
 	my $status = $?;
-	$_->stop('KILL') for @started;
+	stop_process($processes[0], 'KILL') while @processes;
 	$? = $status;
 }
 
