@@ -74,6 +74,7 @@ static void notice_announcements(void);
 static int64 tend_workers(void);
 static bool tend_worker(LaunchedDatabase *database, SharedDatabase *entry, int part, TimestampTz now, int64 *wait_ms);
 static bool start_worker(LaunchedDatabase *database, SharedDatabase *entry, int part);
+static bool worker_lives(SharedDatabase *entry, int part);
 static bool held_off(SharedDatabase *entry);
 
 void
@@ -294,6 +295,9 @@ tend_worker(LaunchedDatabase *database, SharedDatabase *entry, int part, Timesta
 		worker->pause_ms = Min(Max(worker->pause_ms * 2, RESTART_PAUSE_MS), RESTART_PAUSE_MAX_MS);
 	}
 
+	/* one that an earlier launcher started goes on without us; at its end it wakes us */
+	if (worker_lives(entry, part))
+		return true;
 	if (now < worker->not_before)
 		*wait_ms = Min(*wait_ms, TimestampDifferenceMilliseconds(now, worker->not_before) + 1);
 	else if (!start_worker(database, entry, part))
@@ -339,6 +343,14 @@ start_worker(LaunchedDatabase *database, SharedDatabase *entry, int part)
 				 errhint("Raise max_worker_processes and restart the server.")));
 	}
 	return registered;
+}
+
+static bool
+worker_lives(SharedDatabase *entry, int part)
+{
+	int			pid = entry->workers[part].pid;
+
+	return pid != 0 && BackendPidGetProc(pid) != NULL;
 }
 
 /* Whether a living backend needs the database alone. */
