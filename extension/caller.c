@@ -24,6 +24,7 @@
 #include "access/detoast.h"
 #include "access/htup_details.h"
 #include "access/xact.h"
+#include "access/xlog.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_proc.h"
 #include "catalog/pg_type.h"
@@ -381,6 +382,13 @@ leasehold_enter_company(PG_FUNCTION_ARGS)
 	list = membership_of_role(caller_role());
 	if (key == NULL && !company_in_scope(list, company))
 		refuse_ambiguous(list);
+	if (level > LEVEL_VIEWER && XactReadOnly)
+		ereport(ERROR,
+				(leasehold_error(LHE_READ_ONLY),
+				 errmsg("cannot change anything in a read-only transaction"),
+				 errhint(RecoveryInProgress() ?
+						 "This server is a standby; connect to the primary." :
+						 "Use SET TRANSACTION READ WRITE.")));
 
 	membership = membership_find(list, company);
 	if (!(admin_may && list->admin))

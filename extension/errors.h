@@ -41,7 +41,6 @@
 	X(FORBIDDEN, "forbidden", "42501") \
 	X(RESTRICTED_OPERATION, "restricted_operation", "42501") \
 	X(ACTOR_FORBIDDEN, "actor_forbidden", "42501") \
-	X(RUN_TOKEN_INVALID, "run_token_invalid", "42501") \
 	X(APPEND_ONLY, "append_only", "42501") \
 	/* taken */ \
 	X(ALREADY_EXISTS, "already_exists", "23505") \
@@ -64,7 +63,6 @@
 	/* nobody there to do it */ \
 	X(WORKER_UNAVAILABLE, "worker_unavailable", "PT503") \
 	X(INSTALLATION_HELD, "installation_held", "PT503") \
-	X(PROVIDER_TIMEOUT, "provider_timeout", "PT504") \
 	/* the session's own circumstances */ \
 	X(READ_ONLY, "read_only", "25006") \
 	X(OWN_TRANSACTION, "own_transaction", "25001") \

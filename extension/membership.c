@@ -58,6 +58,7 @@ static void membership_build_list(MembershipList *list);
 static bool row_role_is_same(Oid role, const char *name);
 static Oid	table_oid(const char *name);
 static AttrNumber column_number(Relation rel, const char *name);
+static Datum attribute(HeapTuple tuple, AttrNumber number, TupleDesc desc);
 static void invalidate_by_relation(Datum arg, Oid relid);
 static void invalidate_by_syscache(Datum arg, int cacheid, uint32 hashvalue);
 
@@ -155,21 +156,20 @@ membership_load(void)
 	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
 	{
 		TupleDesc	desc = RelationGetDescr(rel);
-		bool		isnull;
 		MemberRow	row;
 		char	   *system;
 
-		row.role = DatumGetObjectId(heap_getattr(tuple, a_role_oid, desc, &isnull));
-		system = TextDatumGetCString(heap_getattr(tuple, a_system, desc, &isnull));
+		row.role = DatumGetObjectId(attribute(tuple, a_role_oid, desc));
+		system = TextDatumGetCString(attribute(tuple, a_system, desc));
 		if (strcmp(system, system_identifier) != 0 ||
 			!row_role_is_same(row.role,
-							  NameStr(*DatumGetName(heap_getattr(tuple, a_role_name, desc, &isnull)))))
+							  NameStr(*DatumGetName(attribute(tuple, a_role_name, desc)))))
 			continue;
 
-		row.membership.company = *DatumGetUUIDP(heap_getattr(tuple, a_company, desc, &isnull));
+		row.membership.company = *DatumGetUUIDP(attribute(tuple, a_company, desc));
 		row.membership.level =
-			membership_parse_level(TextDatumGetCString(heap_getattr(tuple, a_level, desc, &isnull)));
-		row.membership.asserts_actor = DatumGetBool(heap_getattr(tuple, a_asserts, desc, &isnull));
+			membership_parse_level(TextDatumGetCString(attribute(tuple, a_level, desc)));
+		row.membership.asserts_actor = DatumGetBool(attribute(tuple, a_asserts, desc));
 
 		if (cache_row_count == allocated)
 		{
@@ -247,7 +247,6 @@ membership_company_by_key(const char *key, pg_uuid_t *company)
 	SysScanDesc scan;
 	HeapTuple	tuple;
 	bool		found = false;
-	bool		isnull;
 
 	ScanKeyInit(&skey, column_number(rel, "key"), BTEqualStrategyNumber, F_TEXTEQ,
 				CStringGetTextDatum(key));
@@ -256,8 +255,7 @@ membership_company_by_key(const char *key, pg_uuid_t *company)
 	tuple = systable_getnext(scan);
 	if (HeapTupleIsValid(tuple))
 	{
-		*company = *DatumGetUUIDP(heap_getattr(tuple, column_number(rel, "id"),
-											   RelationGetDescr(rel), &isnull));
+		*company = *DatumGetUUIDP(attribute(tuple, column_number(rel, "id"), RelationGetDescr(rel)));
 		found = true;
 	}
 	systable_endscan(scan);
@@ -280,9 +278,8 @@ membership_all_companies(int *count)
 	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
 	{
 		pg_uuid_t  *id = palloc(sizeof(pg_uuid_t));
-		bool		isnull;
 
-		*id = *DatumGetUUIDP(heap_getattr(tuple, a_id, RelationGetDescr(rel), &isnull));
+		*id = *DatumGetUUIDP(attribute(tuple, a_id, RelationGetDescr(rel)));
 		if (*count == allocated)
 		{
 			allocated *= 2;
@@ -325,6 +322,18 @@ column_number(Relation rel, const char *name)
 	if (attno == InvalidAttrNumber)
 		elog(ERROR, "column %s of table %s does not exist", name, RelationGetRelationName(rel));
 	return attno;
+}
+
+/* The columns that are read here are never null. */
+static Datum
+attribute(HeapTuple tuple, AttrNumber number, TupleDesc desc)
+{
+	bool		isnull;
+	Datum		value = heap_getattr(tuple, number, desc, &isnull);
+
+	if (isnull)
+		elog(ERROR, "unexpected null in column %d", number);
+	return value;
 }
 
 static void

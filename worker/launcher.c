@@ -80,24 +80,23 @@ static bool held_off(SharedDatabase *entry);
 void
 launcher_register(void)
 {
-	BackgroundWorker worker;
+	BackgroundWorker launcher;
 
-	memset(&worker, 0, sizeof(worker));
-	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
-	worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
-	worker.bgw_restart_time = 5;
-	strlcpy(worker.bgw_library_name, "leasehold", BGW_MAXLEN);
-	strlcpy(worker.bgw_function_name, "leasehold_launcher_main", BGW_MAXLEN);
-	strlcpy(worker.bgw_name, "leasehold launcher", BGW_MAXLEN);
-	strlcpy(worker.bgw_type, "leasehold launcher", BGW_MAXLEN);
-	RegisterBackgroundWorker(&worker);
+	memset(&launcher, 0, sizeof(launcher));
+	launcher.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
+	launcher.bgw_start_time = BgWorkerStart_RecoveryFinished;
+	launcher.bgw_restart_time = 5;
+	strlcpy(launcher.bgw_library_name, "leasehold", BGW_MAXLEN);
+	strlcpy(launcher.bgw_function_name, "leasehold_launcher_main", BGW_MAXLEN);
+	strlcpy(launcher.bgw_name, "leasehold launcher", BGW_MAXLEN);
+	strlcpy(launcher.bgw_type, "leasehold launcher", BGW_MAXLEN);
+	RegisterBackgroundWorker(&launcher);
 }
 
 void
 leasehold_launcher_main(Datum main_arg)
 {
 	HASHCTL		ctl;
-	TimestampTz looked_at = 0;
 
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	pqsignal(SIGTERM, die);
@@ -118,7 +117,6 @@ leasehold_launcher_main(Datum main_arg)
 	for (;;)
 	{
 		int64		wait_ms;
-		TimestampTz now;
 
 		CHECK_FOR_INTERRUPTS();
 		if (ConfigReloadPending)
@@ -129,12 +127,8 @@ leasehold_launcher_main(Datum main_arg)
 
 		/* a new database shows up at once if CREATE DATABASE woke us */
 		look_at_databases();
-		looked_at = GetCurrentTimestamp();
 		notice_announcements();
 		wait_ms = tend_workers();
-
-		now = GetCurrentTimestamp();
-		wait_ms = Min(wait_ms, LOOK_AT_DATABASES_MS - (now - looked_at) / 1000);
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
 						 Max(wait_ms, 10), PG_WAIT_EXTENSION);
 		ResetLatch(MyLatch);
@@ -270,17 +264,17 @@ tend_workers(void)
 static bool
 tend_worker(LaunchedDatabase *database, SharedDatabase *entry, int part, TimestampTz now, int64 *wait_ms)
 {
-	LaunchedWorker *worker = &database->workers[part];
+	LaunchedWorker *launched = &database->workers[part];
 	pid_t		pid;
 
-	if (worker->handle != NULL)
+	if (launched->handle != NULL)
 	{
-		BgwHandleStatus status = GetBackgroundWorkerPid(worker->handle, &pid);
+		BgwHandleStatus status = GetBackgroundWorkerPid(launched->handle, &pid);
 
 		if (status == BGWH_STARTED || status == BGWH_NOT_YET_STARTED)
 			return true;
-		pfree(worker->handle);
-		worker->handle = NULL;
+		pfree(launched->handle);
+		launched->handle = NULL;
 
 		if (!entry->wanted)
 		{
@@ -289,17 +283,17 @@ tend_worker(LaunchedDatabase *database, SharedDatabase *entry, int part, Timesta
 			shared_drop_database(database->oid, false);
 			return false;
 		}
-		if (now - worker->started_at > RESTART_PAUSE_MAX_MS * INT64CONST(1000))
-			worker->pause_ms = 0;
-		worker->not_before = TimestampTzPlusMilliseconds(now, worker->pause_ms);
-		worker->pause_ms = Min(Max(worker->pause_ms * 2, RESTART_PAUSE_MS), RESTART_PAUSE_MAX_MS);
+		if (now - launched->started_at > RESTART_PAUSE_MAX_MS * INT64CONST(1000))
+			launched->pause_ms = 0;
+		launched->not_before = TimestampTzPlusMilliseconds(now, launched->pause_ms);
+		launched->pause_ms = Min(Max(launched->pause_ms * 2, RESTART_PAUSE_MS), RESTART_PAUSE_MAX_MS);
 	}
 
 	/* one that an earlier launcher started goes on without us; at its end it wakes us */
 	if (worker_lives(entry, part))
 		return true;
-	if (now < worker->not_before)
-		*wait_ms = Min(*wait_ms, TimestampDifferenceMilliseconds(now, worker->not_before) + 1);
+	if (now < launched->not_before)
+		*wait_ms = Min(*wait_ms, TimestampDifferenceMilliseconds(now, launched->not_before) + 1);
 	else if (!start_worker(database, entry, part))
 		*wait_ms = Min(*wait_ms, RESTART_PAUSE_MS * 5);
 	return true;
@@ -308,24 +302,24 @@ tend_worker(LaunchedDatabase *database, SharedDatabase *entry, int part, Timesta
 static bool
 start_worker(LaunchedDatabase *database, SharedDatabase *entry, int part)
 {
-	BackgroundWorker worker;
+	BackgroundWorker request;
 	MemoryContext old;
 	bool		registered;
 
-	memset(&worker, 0, sizeof(worker));
-	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
-	worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
-	worker.bgw_restart_time = BGW_NEVER_RESTART;
-	strlcpy(worker.bgw_library_name, "leasehold", BGW_MAXLEN);
-	strlcpy(worker.bgw_function_name, "leasehold_worker_main", BGW_MAXLEN);
-	snprintf(worker.bgw_name, BGW_MAXLEN, "leasehold worker %d", part);
-	strlcpy(worker.bgw_type, "leasehold worker", BGW_MAXLEN);
-	worker.bgw_main_arg = ObjectIdGetDatum(database->oid);
-	memcpy(worker.bgw_extra, &part, sizeof(part));
-	worker.bgw_notify_pid = MyProcPid;
+	memset(&request, 0, sizeof(request));
+	request.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
+	request.bgw_start_time = BgWorkerStart_RecoveryFinished;
+	request.bgw_restart_time = BGW_NEVER_RESTART;
+	strlcpy(request.bgw_library_name, "leasehold", BGW_MAXLEN);
+	strlcpy(request.bgw_function_name, "leasehold_worker_main", BGW_MAXLEN);
+	snprintf(request.bgw_name, BGW_MAXLEN, "leasehold worker %d", part);
+	strlcpy(request.bgw_type, "leasehold worker", BGW_MAXLEN);
+	request.bgw_main_arg = ObjectIdGetDatum(database->oid);
+	memcpy(request.bgw_extra, &part, sizeof(part));
+	request.bgw_notify_pid = MyProcPid;
 
 	old = MemoryContextSwitchTo(TopMemoryContext);
-	registered = RegisterDynamicBackgroundWorker(&worker, &database->workers[part].handle);
+	registered = RegisterDynamicBackgroundWorker(&request, &database->workers[part].handle);
 	MemoryContextSwitchTo(old);
 
 	if (registered)

@@ -219,7 +219,7 @@ sub obeyed
 END
 {
 	my $status = $?;
-	stop_process($_, 'KILL') for @processes;
+	stop_process($processes[0], 'KILL') while @processes;
 	$? = $status;
 }
 
