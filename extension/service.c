@@ -5,6 +5,7 @@
 #include "postgres.h"
 #include "compat.h"
 
+#include "access/xlog.h"
 #include "funcapi.h"
 #include "miscadmin.h"
 #include "storage/procarray.h"
@@ -37,6 +38,12 @@ service_is_available(char **reason, LeaseholdError *error)
 	{
 		*error = LHE_NOT_PRELOADED;
 		*reason = pstrdup("leasehold is not in shared_preload_libraries");
+		return false;
+	}
+	if (RecoveryInProgress())
+	{
+		*error = LHE_READ_ONLY;
+		*reason = pstrdup("this server is a standby");
 		return false;
 	}
 	entry = shared_find_database(MyDatabaseId, false);

@@ -74,6 +74,7 @@ static void notice_announcements(void);
 static int64 tend_workers(void);
 static bool tend_worker(LaunchedDatabase *database, SharedDatabase *entry, int part, TimestampTz now, int64 *wait_ms);
 static bool start_worker(LaunchedDatabase *database, SharedDatabase *entry, int part);
+static bool worker_lives(SharedDatabase *entry, int part);
 static bool held_off(SharedDatabase *entry);
 
 void
@@ -288,6 +289,9 @@ tend_worker(LaunchedDatabase *database, SharedDatabase *entry, int part, Timesta
 		launched->pause_ms = Min(Max(launched->pause_ms * 2, RESTART_PAUSE_MS), RESTART_PAUSE_MAX_MS);
 	}
 
+	/* one that an earlier launcher started goes on without us; at its end it wakes us */
+	if (worker_lives(entry, part))
+		return true;
 	if (now < launched->not_before)
 		*wait_ms = Min(*wait_ms, TimestampDifferenceMilliseconds(now, launched->not_before) + 1);
 	else if (!start_worker(database, entry, part))
@@ -333,6 +337,14 @@ start_worker(LaunchedDatabase *database, SharedDatabase *entry, int part)
 				 errhint("Raise max_worker_processes and restart the server.")));
 	}
 	return registered;
+}
+
+static bool
+worker_lives(SharedDatabase *entry, int part)
+{
+	int			pid = entry->workers[part].pid;
+
+	return pid != 0 && BackendPidGetProc(pid) != NULL;
 }
 
 /* Whether a living backend needs the database alone. */

@@ -32,6 +32,7 @@
 #include "storage/latch.h"
 #include "storage/lmgr.h"
 #include "storage/proc.h"
+#include "storage/procarray.h"
 #include "storage/procsignal.h"
 #include "tcop/tcopprot.h"
 #include "utils/acl.h"
@@ -87,7 +88,12 @@ leasehold_worker_main(Datum main_arg)
 		worker.database->wanted = false;
 		proc_exit(0);
 	}
-	worker.database->wanted = true;
+	if (!worker.database->wanted)
+	{
+		/* this database has the extension: the other parts are wanted, too */
+		worker.database->wanted = true;
+		shared_wake_launcher();
+	}
 
 	event_loop_init();
 	http_client_init();
@@ -164,6 +170,8 @@ worker_become_role(void)
 static void
 worker_attach(Oid database, int part)
 {
+	int			other;
+
 	worker.database = shared_find_database(database, true);
 	if (worker.database == NULL)
 		ereport(FATAL,
@@ -173,7 +181,21 @@ worker_attach(Oid database, int part)
 	worker.shared = &worker.database->workers[part];
 	worker.capacity = worker_capacity();
 
+	/* two that serve the same part would take each other's calls over */
 	SpinLockAcquire(&worker.shared->mutex);
+	while ((other = worker.shared->pid) != 0)
+	{
+		SpinLockRelease(&worker.shared->mutex);
+		if (BackendPidGetProc(other) != NULL)
+		{
+			ereport(DEBUG1,
+					(errmsg_internal("process %d serves part %d of this database still", other, part)));
+			proc_exit(1);
+		}
+		SpinLockAcquire(&worker.shared->mutex);
+		if (worker.shared->pid == other)
+			worker.shared->pid = 0; /* it died without a word */
+	}
 	worker.shared->pid = MyProcPid;
 	worker.shared->procno = MyProc->pgprocno;
 	worker.shared->state = WORKER_ABSENT;
@@ -189,8 +211,11 @@ worker_attach(Oid database, int part)
 static void
 worker_detach(int code, Datum arg)
 {
+	bool		mine;
+
 	SpinLockAcquire(&worker.shared->mutex);
-	if (worker.shared->pid == MyProcPid)
+	mine = worker.shared->pid == MyProcPid;
+	if (mine)
 	{
 		worker.shared->pid = 0;
 		worker.shared->procno = -1;
@@ -198,6 +223,8 @@ worker_detach(int code, Datum arg)
 		worker.shared->in_flight = worker.shared->queued = 0;
 	}
 	SpinLockRelease(&worker.shared->mutex);
+	if (mine)
+		shared_wake_launcher();
 }
 
 /*
