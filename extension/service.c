@@ -52,7 +52,11 @@ service_is_available(char **reason, LeaseholdError *error)
 		*reason = pstrdup("no worker serves this database");
 		return false;
 	}
-	/* a pause holds from its commit on, whether or not a worker has seen it yet */
+
+	/*
+	 * a pause holds from its commit on, whether or not a worker has seen it
+	 * yet
+	 */
 	if (installation_is_paused(&pause))
 	{
 		*reason = pause[0] != '\0' ? psprintf("paused: %s", pause) : pstrdup("paused by an administrator");
