@@ -84,7 +84,8 @@ as_server_user() (
 # become_server_user COMMAND...: the same here and in place of this process.
 become_server_user() {
     if [ "$(id -u)" = 0 ]; then
-        exec runuser -u "$(server_user)" -- env HOME="$WORK" "$@"
+        user=$(server_user)
+        exec setpriv --reuid="$user" --regid="$(id -g "$user")" --init-groups env HOME="$WORK" "$@"
     else
         exec "$@"
     fi
@@ -93,11 +94,9 @@ become_server_user() {
 # Sets WORK: build/ in the checkout, or a directory under /var/tmp when the
 # server user cannot reach the checkout (a checkout in root's home).
 choose_work_dir() {
-    if [ -n "${LEASEHOLD_WORK:-}" ]; then
-        WORK=$LEASEHOLD_WORK
-    else
-        WORK=$TOP/build
-        if [ "$(id -u)" = 0 ] && ! runuser -u "$(server_user)" -- test -x "$TOP" 2>/dev/null; then
+    WORK=${LEASEHOLD_WORK:-$TOP/build}
+    if [ -z "${LEASEHOLD_WORK:-}" ]; then
+        if ! (become_server_user test -x "$TOP"); then
             WORK=/var/tmp/leasehold-$(printf %s "$TOP" | cksum | cut -d' ' -f1)
             say "the user $(server_user) cannot enter $TOP; working in $WORK"
         fi
@@ -164,7 +163,7 @@ copy_sources() {
 # With SANITIZE set, its postgres is a script that starts the real one with the
 # sanitizers' library and has their reports written to WORK/reports.
 make_private_pg() {
-    made_from="2 ${SANITIZE:-plain} $("$SYSTEM_PG/bin/postgres" --version)"
+    made_from="4 ${SANITIZE:-plain} $("$SYSTEM_PG/bin/postgres" --version)"
     if [ "$(cat "$WORK/pg/.from" 2>/dev/null)" != "$made_from" ]; then rm -rf "$WORK/pg"; fi
 
     as_server_user sh -eu -c '
@@ -186,17 +185,16 @@ make_private_pg() {
         [ -e "$bin/pg_config" ] || cp /usr/bin/pg_config "$bin/"
         ln -s "$system_include" "pg$system_include"
         if [ -n "$sanitize" ]; then
+            gcc -shared -fPIC -fno-builtin -Wl,-z,initfirst "-DREPORTS=\"$PWD/reports/report\"" \
+                -o pg/sanitize.so "$6"
             mv "$bin/postgres" "$bin/postgres.real"
             cat >"$bin/postgres"
             chmod +x "$bin/postgres"
         fi
         printf "%s\n" "$made_from" >pg/.from
-        ' sh "$made_from" "$SYSTEM_PG" "$SYSTEM_SHARE" "$SYSTEM_INCLUDE" "${SANITIZE:-}" <<SCRIPT
+        ' sh "$made_from" "$SYSTEM_PG" "$SYSTEM_SHARE" "$SYSTEM_INCLUDE" "${SANITIZE:-}" "$WORK/src/dev/sanitize.c" <<SCRIPT
 #!/bin/sh
-# Leaks are not looked for: a backend leaves its memory to the kernel.
-export LD_PRELOAD='$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libubsan.so)'
-export ASAN_OPTIONS='detect_leaks=0:detect_stack_use_after_return=0:log_path=$WORK/reports/report'
-export UBSAN_OPTIONS='print_stacktrace=1:log_path=$WORK/reports/report'
+export LD_PRELOAD='$WORK/pg/sanitize.so $(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libubsan.so)'
 exec '$BIN/postgres.real' "\$@"
 SCRIPT
 }

@@ -38,22 +38,22 @@ def prove(place: Place, name: str, arguments: list[str], environment: dict[str, 
     lines = list(program.lines())
     blame = False
     for line in lines:
-        if re.match(r"ok\b", line):
-            blame = False
+        todo = re.search(r"# todo\b", line, re.IGNORECASE)
+        if re.match(r"ok \d+", line):
             if re.search(r"# skip\b", line, re.IGNORECASE):
                 outcome.skipped += 1
             else:
                 outcome.passed += 1
-        elif re.match(r"not ok\b", line):
-            blame = not re.search(r"# todo\b", line, re.IGNORECASE)
-            outcome.failed += blame
-            outcome.passed += not blame
+        elif re.match(r"not ok \d+", line):
+            outcome.failed += not todo
+            outcome.passed += bool(todo)
         elif match := re.match(r"1\.\.0 # skip\s*(.*)", line, re.IGNORECASE):
             outcome.skipped += 1
             outcome.detail.append(match[1])
-        else:
-            blame = blame and line.startswith("#")
-        if blame:
+        # failures, those within subtests included, with what is said of them
+        if re.match(r"\s*(not )?ok\b", line):
+            blame = "not ok" in line and not todo
+        if blame and re.match(r"\s*(not ok|#)", line):
             outcome.detail.append(line)
     if program.status and not outcome.failed:
         outcome.failed += 1
@@ -158,6 +158,24 @@ def installed_version(directory: pathlib.Path, package: str) -> str | None:
         return json.loads((directory / "node_modules" / package / "package.json").read_text())["version"]
     except OSError:
         return None
+
+
+# --- Kills in the middle of everything -------------------------------------------
+
+CHAOS = "test/chaos/chaos.py"
+
+
+def chaos_jobs(place: Place, files: list[str]) -> list[Job]:
+    """Debian's own Python: the driver for PostgreSQL is a package of Debian's."""
+    def test(variant: str) -> Iterator[Outcome]:
+        directory = place.output / "chaos"
+        directory.mkdir(exist_ok=True)
+        yield prove(place, f"{CHAOS} {variant}",
+                    ["--exec", "/usr/bin/python3", CHAOS, "::", "--variant", variant,
+                     "--directory", str(directory), "--bin", str(place.bin)], place.environment())
+
+    return [Job("chaos", variant, lambda variant=variant: test(variant))
+            for variant in ("lookup", "async", "plain") for _ in files]
 
 
 # --- pg_regress and pg_isolation_regress ---------------------------------------
@@ -307,4 +325,5 @@ ALL = {
                                 "test/isolation/specs/*.spec", ["--load-extension=leasehold"]),
     "pgtap": sql_suite("pgtap", "test/pgtap/*.sql", "pgtap"),
     "tap": Suite(lambda place: place.files("test/t/*.pl"), tap_jobs),
+    "chaos": Suite(lambda place: place.files(CHAOS), chaos_jobs),
 }

@@ -402,8 +402,12 @@ DECLARE
     v_count integer;
 BEGIN
     IF 0 = ANY (shards) THEN
-        PERFORM leasehold_internal.make_audit_partitions();
-        PERFORM leasehold_internal.drop_audit_partitions(pg_catalog.make_interval(days => audit_days));
+        BEGIN
+            PERFORM leasehold_internal.make_audit_partitions();
+            PERFORM leasehold_internal.drop_audit_partitions(pg_catalog.make_interval(days => audit_days));
+        EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
+            RAISE LOG 'leasehold: partitions of the audit trail have to wait, as somebody uses it: %', SQLERRM;
+        END;
         DELETE FROM leasehold_internal.idempotency_keys AS k
          WHERE k.created_at < pg_catalog.now() - interval '24 hours';
     END IF;
