@@ -60,6 +60,7 @@ static void worker_connect(Oid database);
 static void worker_become_role(void);
 static void worker_attach(Oid database, int part);
 static void worker_detach(int code, Datum arg);
+static void leave_database(uint32 announcements) pg_attribute_noreturn();
 static int	worker_capacity(void);
 static void worker_loop(void) pg_attribute_noreturn();
 static int64 worker_wait_ms(TimestampTz now, TimestampTz next, TimestampTz next_housekeeping, TimestampTz next_check);
@@ -70,6 +71,7 @@ void
 leasehold_worker_main(Datum main_arg)
 {
 	int			part;
+	uint32		announcements;
 
 	memcpy(&part, MyBgworkerEntry->bgw_extra, sizeof(part));
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
@@ -82,12 +84,9 @@ leasehold_worker_main(Datum main_arg)
 	dlist_init(&worker.finished);
 	dlist_init(&worker.out);
 	worker_attach(DatumGetObjectId(main_arg), part);
-	/* ending without complaint tells the launcher that it need not try again */
+	announcements = worker.database->announcements;
 	if (round_check() == ROUND_NO_EXTENSION)
-	{
-		worker.database->wanted = false;
-		proc_exit(0);
-	}
+		leave_database(announcements);
 	if (!worker.database->wanted)
 	{
 		/* this database has the extension: the other parts are wanted, too */
@@ -203,6 +202,7 @@ worker_attach(Oid database, int part)
 	worker.shared->pid = MyProcPid;
 	worker.shared->procno = MyProc->pgprocno;
 	worker.shared->state = WORKER_ABSENT;
+	worker.shared->dismissed = false;
 	worker.shared->reason[0] = '\0';
 	worker.shared->started_at = GetCurrentTimestamp();
 	worker.shared->capacity = worker.capacity;
@@ -210,6 +210,13 @@ worker_attach(Oid database, int part)
 	memset(worker.shared->providers, 0, sizeof(worker.shared->providers));
 	SpinLockRelease(&worker.shared->mutex);
 	before_shmem_exit(worker_detach, (Datum) 0);
+
+	/* a backend that came first did not see us yet */
+	if (shared_held_off(worker.database))
+	{
+		worker.shared->dismissed = true;
+		proc_exit(1);
+	}
 }
 
 static void
@@ -229,6 +236,17 @@ worker_detach(int code, Datum arg)
 	SpinLockRelease(&worker.shared->mutex);
 	if (mine)
 		shared_wake_launcher();
+}
+
+/*
+ * The database has no extension.  Ending without complaint tells the launcher
+ * that it need not try again.
+ */
+static void
+leave_database(uint32 announcements)
+{
+	shared_renounce_database(worker.database, announcements);
+	proc_exit(0);
 }
 
 /*
@@ -281,6 +299,7 @@ worker_loop(void)
 		{
 			QueryCancelPending = false;
 			round_give_back();
+			worker.shared->dismissed = true;
 			proc_exit(1);
 		}
 		if (ConfigReloadPending)
@@ -297,13 +316,12 @@ worker_loop(void)
 		if (woken || check || now >= next || answers_waiting(now, &answers_at))
 		{
 			RoundState	was = state;
+			uint32		announcements;
 
+			announcements = worker.database->announcements;
 			state = round_check();
 			if (state == ROUND_NO_EXTENSION)
-			{
-				worker.database->wanted = false;
-				proc_exit(0);
-			}
+				leave_database(announcements);
 			if (state == ROUND_SERVING && was != ROUND_SERVING && was != ROUND_PAUSED)
 			{
 				round_recover();
