@@ -10,6 +10,7 @@
 #   isolation  test/isolation/         races, with pg_isolation_regress
 #   pgtap      test/pgtap/*.sql
 #   tap        test/t/*.pl             crashes, restarts, dumps, upgrades
+#   chaos      test/chaos/chaos.py     leases while worker and server are killed
 #   lint       all sources             warnings, static analysis, format, exported symbols
 #
 # With SANITIZE=address,undefined everything that runs a server runs with a
@@ -23,7 +24,7 @@ choose_work_dir
 [ -z "${SANITIZE:-}" ] || variant sanitize
 
 # shellcheck disable=SC2086 # lists of words
-need_packages $BUILD_PACKAGES python3 libipc-run-perl postgresql-$PG_MAJOR-pgtap libtap-parser-sourcehandler-pgtap-perl
+need_packages $BUILD_PACKAGES python3 python3-psycopg2 libipc-run-perl postgresql-$PG_MAJOR-pgtap libtap-parser-sourcehandler-pgtap-perl
 if [ -z "${SANITIZE:-}" ]; then need_packages clang-tidy cppcheck pg-bsd-indent shellcheck; fi
 
 say "building in $WORK/src"

@@ -6,8 +6,8 @@
  * DROP DATABASE, CREATE DATABASE ... TEMPLATE, ALTER DATABASE ... RENAME and
  * ... SET TABLESPACE fail while anybody is connected, our workers included.
  * Before such a command its database's workers are stopped and held off, and
- * when it has ended, however it ended, they may come back.  The launcher
- * forgives a hold whose backend has died.
+ * when its transaction has ended, however it ended, they may come back.  A hold
+ * whose backend has died does not count.
  *
  * Dropping the extension while resources are live or unknown would leave them
  * running and billed with nobody who knows, so it is refused unless
@@ -17,9 +17,10 @@
 #include "postgres.h"
 #include "compat.h"
 
+#include "catalog/dependency.h"
 #include "catalog/objectaccess.h"
 #include "catalog/pg_authid.h"
-#include "catalog/pg_extension.h"
+#include "catalog/pg_class.h"
 #include "commands/dbcommands.h"
 #include "commands/defrem.h"
 #include "commands/event_trigger.h"
@@ -31,6 +32,9 @@
 #include "storage/latch.h"
 #include "storage/procarray.h"
 #include "tcop/utility.h"
+#include "utils/acl.h"
+#include "utils/lsyscache.h"
+#include "utils/resowner.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 #include "utils/wait_event.h"
@@ -39,6 +43,7 @@
 #include "errors.h"
 #include "settings.h"
 #include "shared_state.h"
+#include "wake.h"
 
 PG_FUNCTION_INFO_V1(leasehold_guard_drop);
 
@@ -46,6 +51,7 @@ PG_FUNCTION_INFO_V1(leasehold_guard_drop);
 
 static ProcessUtility_hook_type prev_process_utility = NULL;
 static object_access_hook_type prev_object_access = NULL;
+static SharedDatabase *held_entry = NULL;	/* whose workers this transaction holds off */
 
 static void guard_process_utility(PlannedStmt *pstmt, const char *queryString,
 								  bool readOnlyTree, ProcessUtilityContext context,
@@ -54,11 +60,11 @@ static void guard_process_utility(PlannedStmt *pstmt, const char *queryString,
 static void guard_object_access(ObjectAccessType access, Oid classId, Oid objectId,
 								int subId, void *arg);
 static const char *database_needed_alone(Node *statement);
-static SharedDatabase *stand_aside(const char *database);
+static void stand_aside(const char *database);
 static bool workers_gone(SharedDatabase *entry, bool terminate);
-static void come_back(SharedDatabase *entry);
-static void come_back_on_exit(int code, Datum arg);
-static void guard_drop_extension(void);
+static void come_back(ResourceReleasePhase phase, bool isCommit, bool isTopLevel, void *arg);
+static bool is_our_leases(Oid relid);
+static void guard_leases(void);
 
 void
 database_guard_init(void)
@@ -69,6 +75,7 @@ database_guard_init(void)
 	{
 		prev_process_utility = ProcessUtility_hook;
 		ProcessUtility_hook = guard_process_utility;
+		RegisterResourceReleaseCallback(come_back, NULL);
 	}
 }
 
@@ -91,23 +98,15 @@ guard_process_utility(PlannedStmt *pstmt, const char *queryString,
 					  DestReceiver *dest, QueryCompletion *qc)
 {
 	const char *database = database_needed_alone(pstmt->utilityStmt);
-	SharedDatabase *entry = database ? stand_aside(database) : NULL;
 	ProcessUtility_hook_type next = prev_process_utility ? prev_process_utility : standard_ProcessUtility;
 
-	if (entry == NULL)
-	{
-		next(pstmt, queryString, readOnlyTree, context, params, queryEnv, dest, qc);
-		if (IsA(pstmt->utilityStmt, CreatedbStmt))
-			shared_wake_launcher();
-		return;
-	}
+	if (database != NULL)
+		stand_aside(database);
+	next(pstmt, queryString, readOnlyTree, context, params, queryEnv, dest, qc);
 
-	PG_ENSURE_ERROR_CLEANUP(come_back_on_exit, PointerGetDatum(entry));
-	{
-		next(pstmt, queryString, readOnlyTree, context, params, queryEnv, dest, qc);
-	}
-	PG_END_ENSURE_ERROR_CLEANUP(come_back_on_exit, PointerGetDatum(entry));
-	come_back(entry);
+	/* it may have another database to serve, or one less */
+	if (database != NULL || IsA(pstmt->utilityStmt, CreatedbStmt) || IsA(pstmt->utilityStmt, AlterDatabaseStmt))
+		wake_launcher_at_commit();
 }
 
 /* The name of the database that a command needs without other sessions, or NULL. */
@@ -146,39 +145,36 @@ database_needed_alone(Node *statement)
 }
 
 /*
- * Holds the database's workers off and waits until they are gone.  Returns
- * NULL when there is nothing to hold off.  If they do not go in time the
- * command is run anyway: the server then says who is connected.
+ * Holds the database's workers off until the transaction ends, and waits until
+ * they are gone.  If they do not go in time the command is run anyway: the
+ * server then says who is connected.
  */
-static SharedDatabase *
+static void
 stand_aside(const char *database)
 {
 	Oid			oid = get_database_oid(database, true);
 	SharedDatabase *entry = OidIsValid(oid) ? shared_find_database(oid, false) : NULL;
 	TimestampTz give_up;
 
-	if (entry == NULL)
-		return NULL;
+	/* the command will be refused: that must not disturb the workers */
+	if (entry == NULL || !pg_database_ownercheck(oid, GetUserId()))
+		return;
 
+	held_entry = entry;
 	LWLockAcquire(shared_state->lock, LW_EXCLUSIVE);
 	entry->held_off_by = MyProcPid;
 	LWLockRelease(shared_state->lock);
 
-	PG_ENSURE_ERROR_CLEANUP(come_back_on_exit, PointerGetDatum(entry));
+	give_up = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), STAND_ASIDE_LIMIT_MS);
+	for (bool first = true; !workers_gone(entry, first); first = false)
 	{
-		give_up = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), STAND_ASIDE_LIMIT_MS);
-		for (bool first = true; !workers_gone(entry, first); first = false)
-		{
-			if (GetCurrentTimestamp() > give_up)
-				break;
-			(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-							 10, PG_WAIT_EXTENSION);
-			ResetLatch(MyLatch);
-			CHECK_FOR_INTERRUPTS();
-		}
+		if (GetCurrentTimestamp() > give_up)
+			break;
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+						 10, PG_WAIT_EXTENSION);
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
 	}
-	PG_END_ENSURE_ERROR_CLEANUP(come_back_on_exit, PointerGetDatum(entry));
-	return entry;
 }
 
 static bool
@@ -199,9 +195,18 @@ workers_gone(SharedDatabase *entry, bool terminate)
 	return gone;
 }
 
+/*
+ * The transaction's end, however it ended, when its locks are released: workers
+ * may come back.  A backend that dies before is forgiven its hold.
+ */
 static void
-come_back(SharedDatabase *entry)
+come_back(ResourceReleasePhase phase, bool isCommit, bool isTopLevel, void *arg)
 {
+	SharedDatabase *entry = held_entry;
+
+	if (entry == NULL || !isTopLevel || phase != RESOURCE_RELEASE_AFTER_LOCKS)
+		return;
+	held_entry = NULL;
 	LWLockAcquire(shared_state->lock, LW_EXCLUSIVE);
 	if (entry->held_off_by == MyProcPid)
 		entry->held_off_by = 0;
@@ -210,28 +215,37 @@ come_back(SharedDatabase *entry)
 }
 
 static void
-come_back_on_exit(int code, Datum arg)
-{
-	come_back((SharedDatabase *) DatumGetPointer(arg));
-}
-
-static void
 guard_object_access(ObjectAccessType access, Oid classId, Oid objectId, int subId, void *arg)
 {
 	if (prev_object_access)
 		prev_object_access(access, classId, objectId, subId, arg);
 
-	if (access == OAT_DROP && classId == ExtensionRelationId &&
-		objectId == get_extension_oid("leasehold", true))
-		guard_drop_extension();
+	if (access == OAT_DROP && classId == RelationRelationId && subId == 0 && is_our_leases(objectId))
+		guard_leases();
+}
+
+/* Whether a table that is about to be dropped is leasehold.leases. */
+static bool
+is_our_leases(Oid relid)
+{
+	char	   *name = get_rel_name(relid);
+	char	   *schema = name && strcmp(name, "leases") == 0 ? get_namespace_name(get_rel_namespace(relid)) : NULL;
+	Oid			extension;
+
+	if (schema == NULL || strcmp(schema, "leasehold") != 0)
+		return false;
+	extension = getExtensionOfObject(RelationRelationId, relid);
+	return OidIsValid(extension) && extension == get_extension_oid("leasehold", true);
 }
 
 /*
- * Refuses the drop while leases may have a resource.  The leases are locked
- * against new ones first, so that the answer is still true at commit.
+ * Refuses the drop while leases may have a resource.  The table can be dropped
+ * only with the extension, and is locked by now, so the answer is still true at
+ * commit; when the extension itself is dropped, the table is gone already.
+ * Functions of ours may be gone, too.
  */
 static void
-guard_drop_extension(void)
+guard_leases(void)
 {
 	int			ret;
 	int64		count = 0;
@@ -247,20 +261,14 @@ guard_drop_extension(void)
 						   save_sec_context | SECURITY_LOCAL_USERID_CHANGE | SECURITY_RESTRICTED_OPERATION);
 	SPI_connect();
 	PushActiveSnapshot(GetLatestSnapshot());
-	ret = SPI_execute("LOCK TABLE leasehold.leases IN SHARE ROW EXCLUSIVE MODE", false, 0);
-	if (ret == SPI_OK_UTILITY)
+	ret = SPI_execute("SELECT pg_catalog.count(*) FROM leasehold.leases"
+					  " WHERE status::text IN ('acquiring', 'active', 'releasing', 'retained', 'resuming',"
+					  " 'pending_cleanup', 'irrevocable')", true, 0);
+	if (ret == SPI_OK_SELECT && SPI_processed == 1)
 	{
-		PopActiveSnapshot();
-		PushActiveSnapshot(GetLatestSnapshot());
-		ret = SPI_execute("SELECT pg_catalog.count(*) FROM leasehold.leases"
-						  " WHERE leasehold_internal.may_have_resource(status)", true, 0);
-		if (ret == SPI_OK_SELECT && SPI_processed == 1)
-		{
-			bool		isnull;
+		bool		isnull;
 
-			count = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0],
-												SPI_tuptable->tupdesc, 1, &isnull));
-		}
+		count = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
 	}
 	PopActiveSnapshot();
 	SPI_finish();

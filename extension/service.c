@@ -5,6 +5,7 @@
 #include "postgres.h"
 #include "compat.h"
 
+#include "access/xlog.h"
 #include "funcapi.h"
 #include "miscadmin.h"
 #include "storage/procarray.h"
@@ -39,13 +40,23 @@ service_is_available(char **reason, LeaseholdError *error)
 		*reason = pstrdup("leasehold is not in shared_preload_libraries");
 		return false;
 	}
+	if (RecoveryInProgress())
+	{
+		*error = LHE_READ_ONLY;
+		*reason = pstrdup("this server is a standby");
+		return false;
+	}
 	entry = shared_find_database(MyDatabaseId, false);
 	if (entry == NULL)
 	{
 		*reason = pstrdup("no worker serves this database");
 		return false;
 	}
-	/* a pause holds from its commit on, whether or not a worker has seen it yet */
+
+	/*
+	 * a pause holds from its commit on, whether or not a worker has seen it
+	 * yet
+	 */
 	if (installation_is_paused(&pause))
 	{
 		*reason = pause[0] != '\0' ? psprintf("paused: %s", pause) : pstrdup("paused by an administrator");

@@ -10,6 +10,7 @@
 #include "storage/ipc.h"
 #include "storage/latch.h"
 #include "storage/proc.h"
+#include "storage/procarray.h"
 #include "storage/shmem.h"
 
 #include "settings.h"
@@ -115,6 +116,32 @@ shared_find_database(Oid database, bool create)
 }
 
 void
+shared_announce_database(Oid database)
+{
+	SharedDatabase *entry = shared_find_database(database, true);
+
+	if (entry == NULL)
+		return;
+	LWLockAcquire(shared_state->lock, LW_EXCLUSIVE);
+	entry->wanted = true;
+	entry->absent = false;
+	entry->announcements++;
+	LWLockRelease(shared_state->lock);
+}
+
+void
+shared_renounce_database(SharedDatabase *entry, uint32 announcements)
+{
+	LWLockAcquire(shared_state->lock, LW_EXCLUSIVE);
+	if (entry->announcements == announcements)
+	{
+		entry->wanted = false;
+		entry->absent = true;
+	}
+	LWLockRelease(shared_state->lock);
+}
+
+void
 shared_drop_database(Oid database, bool even_if_wanted)
 {
 	if (shared_state == NULL)
@@ -139,6 +166,7 @@ static void
 shared_reset_entry(SharedDatabase *entry, Oid database)
 {
 	entry->wanted = false;
+	entry->absent = false;
 	entry->held_off_by = 0;
 	entry->complaint[0] = '\0';
 	for (int w = 0; w < SHARED_MAX_WORKERS; w++)
@@ -149,6 +177,7 @@ shared_reset_entry(SharedDatabase *entry, Oid database)
 		worker->pid = 0;
 		worker->procno = -1;
 		worker->state = WORKER_ABSENT;
+		worker->dismissed = false;
 		worker->reason[0] = '\0';
 		worker->started_at = worker->last_round_at = 0;
 		worker->epoch = 0;
@@ -159,6 +188,17 @@ shared_reset_entry(SharedDatabase *entry, Oid database)
 		SpinLockRelease(&worker->mutex);
 	}
 	entry->oid = database;
+}
+
+bool
+shared_held_off(SharedDatabase *entry)
+{
+	int			pid;
+
+	LWLockAcquire(shared_state->lock, LW_SHARED);
+	pid = entry->held_off_by;
+	LWLockRelease(shared_state->lock);
+	return pid != 0 && BackendPidGetProc(pid) != NULL;
 }
 
 void

@@ -63,6 +63,7 @@ typedef struct SharedWorker
 	int			pid;			/* 0: no process */
 	int			procno;
 	WorkerState state;
+	bool		dismissed;		/* ended because it was told to: a new one need not pause */
 	char		reason[SHARED_REASON_SIZE]; /* why it is not running */
 	TimestampTz started_at;
 	TimestampTz last_round_at;
@@ -82,6 +83,8 @@ typedef struct SharedDatabase
 {
 	Oid			oid;			/* InvalidOid: unused */
 	bool		wanted;			/* the launcher should keep workers here */
+	bool		absent;			/* a worker found that the extension is not here */
+	uint32		announcements;	/* how often it was said that it is */
 	int			held_off_by;	/* pid of a backend that needs the database alone, or 0 */
 	char		complaint[SHARED_REASON_SIZE];	/* why workers cannot be started */
 	SharedWorker workers[SHARED_MAX_WORKERS];
@@ -107,6 +110,16 @@ extern void shared_state_init(void);
  * NULL otherwise, and when the library is not preloaded.  Takes the lock.
  */
 extern SharedDatabase *shared_find_database(Oid database, bool create);
+
+/*
+ * Says that a database has the extension; or, by a worker that found none, that
+ * it has not, unless that was said since the count was read.
+ */
+extern void shared_announce_database(Oid database);
+extern void shared_renounce_database(SharedDatabase *entry, uint32 announcements);
+
+/* Whether a living backend needs the database alone. */
+extern bool shared_held_off(SharedDatabase *entry);
 
 /* Forgets a database: gone, or (unless somebody announced it just now) without the extension. */
 extern void shared_drop_database(Oid database, bool even_if_wanted);

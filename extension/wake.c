@@ -31,6 +31,7 @@ PG_FUNCTION_INFO_V1(leasehold_announce_extension);
 
 static bool workers_marked = false;
 static bool launcher_marked = false;
+static bool announced = false;	/* the transaction made the extension here */
 static bool committed = false;
 static SharedDatabase *marked_entry = NULL;
 static TimestampTz marked_at;	/* no work of the transaction was due before */
@@ -75,7 +76,7 @@ wake_xact_callback(XactEvent event, void *arg)
 		case XACT_EVENT_ABORT:
 		case XACT_EVENT_PARALLEL_ABORT:
 		case XACT_EVENT_PREPARE:
-			workers_marked = launcher_marked = committed = false;
+			workers_marked = launcher_marked = announced = committed = false;
 			break;
 		default:
 			break;
@@ -99,9 +100,11 @@ wake_release_callback(ResourceReleasePhase phase, bool isCommit, bool isTopLevel
 			shared_note_late_work(marked_entry, marked_at);
 		shared_wake_workers(marked_entry);
 	}
+	if (announced)
+		shared_announce_database(MyDatabaseId);
 	if (launcher_marked)
 		shared_wake_launcher();
-	workers_marked = launcher_marked = committed = false;
+	workers_marked = launcher_marked = announced = committed = false;
 }
 
 /*
@@ -136,9 +139,8 @@ leasehold_announce_extension(PG_FUNCTION_ARGS)
 						 shared_state->max_databases)));
 	else
 	{
-		LWLockAcquire(shared_state->lock, LW_EXCLUSIVE);
-		entry->wanted = true;
-		LWLockRelease(shared_state->lock);
+		/* not before the commit: nobody could see the extension yet */
+		announced = true;
 		wake_launcher_at_commit();
 	}
 	PG_RETURN_VOID();

@@ -70,11 +70,12 @@ static bool slots_lacking = false;	/* said so already */
 
 static void launcher_exit(int code, Datum arg);
 static void look_at_databases(void);
+static bool send_away(LaunchedDatabase *database);
 static void notice_announcements(void);
 static int64 tend_workers(void);
 static bool tend_worker(LaunchedDatabase *database, SharedDatabase *entry, int part, TimestampTz now, int64 *wait_ms);
 static bool start_worker(LaunchedDatabase *database, SharedDatabase *entry, int part);
-static bool held_off(SharedDatabase *entry);
+static bool worker_lives(SharedDatabase *entry, int part);
 
 void
 launcher_register(void)
@@ -185,12 +186,47 @@ look_at_databases(void)
 	hash_seq_init(&seq, databases);
 	while ((database = hash_seq_search(&seq)) != NULL)
 	{
-		if (!database->exists)
+		if (!database->exists && send_away(database))
 		{
 			shared_drop_database(database->oid, true);
 			hash_search(databases, &database->oid, HASH_REMOVE, NULL);
 		}
 	}
+}
+
+/*
+ * The database is gone, or has become a template or refuses connections: ends
+ * its workers, and returns whether that is done.
+ */
+static bool
+send_away(LaunchedDatabase *database)
+{
+	SharedDatabase *entry = shared_find_database(database->oid, false);
+	bool		gone = true;
+
+	for (int part = 0; part < SHARED_MAX_WORKERS; part++)
+	{
+		LaunchedWorker *launched = &database->workers[part];
+		pid_t		pid;
+
+		if (launched->handle != NULL)
+		{
+			if (GetBackgroundWorkerPid(launched->handle, &pid) != BGWH_STOPPED)
+			{
+				TerminateBackgroundWorker(launched->handle);
+				gone = false;
+				continue;
+			}
+			pfree(launched->handle);
+			launched->handle = NULL;
+		}
+		if (entry != NULL && worker_lives(entry, part))
+		{
+			kill(entry->workers[part].pid, SIGTERM);
+			gone = false;
+		}
+	}
+	return gone;
 }
 
 /*
@@ -229,7 +265,7 @@ tend_workers(void)
 	{
 		SharedDatabase *entry;
 
-		if (database->absent)
+		if (database->absent || !database->exists)
 			continue;
 		entry = shared_find_database(database->oid, true);
 		if (entry == NULL)
@@ -242,7 +278,7 @@ tend_workers(void)
 			slots_lacking = true;
 			continue;
 		}
-		if (held_off(entry))
+		if (shared_held_off(entry))
 		{
 			wait_ms = Min(wait_ms, 1000);
 			continue;
@@ -275,19 +311,25 @@ tend_worker(LaunchedDatabase *database, SharedDatabase *entry, int part, Timesta
 		pfree(launched->handle);
 		launched->handle = NULL;
 
-		if (!entry->wanted)
+		if (entry->absent)
 		{
 			/* it looked, and there is no extension */
 			database->absent = true;
 			shared_drop_database(database->oid, false);
 			return false;
 		}
-		if (now - launched->started_at > RESTART_PAUSE_MAX_MS * INT64CONST(1000))
+		if (entry->workers[part].dismissed || now - launched->started_at > RESTART_PAUSE_MAX_MS * INT64CONST(1000))
 			launched->pause_ms = 0;
 		launched->not_before = TimestampTzPlusMilliseconds(now, launched->pause_ms);
 		launched->pause_ms = Min(Max(launched->pause_ms * 2, RESTART_PAUSE_MS), RESTART_PAUSE_MAX_MS);
 	}
 
+	/*
+	 * one that an earlier launcher started goes on without us; at its end it
+	 * wakes us
+	 */
+	if (worker_lives(entry, part))
+		return true;
 	if (now < launched->not_before)
 		*wait_ms = Min(*wait_ms, TimestampDifferenceMilliseconds(now, launched->not_before) + 1);
 	else if (!start_worker(database, entry, part))
@@ -335,19 +377,10 @@ start_worker(LaunchedDatabase *database, SharedDatabase *entry, int part)
 	return registered;
 }
 
-/* Whether a living backend needs the database alone. */
 static bool
-held_off(SharedDatabase *entry)
+worker_lives(SharedDatabase *entry, int part)
 {
-	int			pid = entry->held_off_by;
+	int			pid = entry->workers[part].pid;
 
-	if (pid == 0)
-		return false;
-	if (BackendPidGetProc(pid) != NULL)
-		return true;
-	LWLockAcquire(shared_state->lock, LW_EXCLUSIVE);
-	if (entry->held_off_by == pid)
-		entry->held_off_by = 0;
-	LWLockRelease(shared_state->lock);
-	return false;
+	return pid != 0 && BackendPidGetProc(pid) != NULL;
 }

@@ -32,6 +32,7 @@
 #include "storage/latch.h"
 #include "storage/lmgr.h"
 #include "storage/proc.h"
+#include "storage/procarray.h"
 #include "storage/procsignal.h"
 #include "tcop/tcopprot.h"
 #include "utils/acl.h"
@@ -59,6 +60,7 @@ static void worker_connect(Oid database);
 static void worker_become_role(void);
 static void worker_attach(Oid database, int part);
 static void worker_detach(int code, Datum arg);
+static void leave_database(uint32 announcements) pg_attribute_noreturn();
 static int	worker_capacity(void);
 static void worker_loop(void) pg_attribute_noreturn();
 static int64 worker_wait_ms(TimestampTz now, TimestampTz next, TimestampTz next_housekeeping, TimestampTz next_check);
@@ -69,6 +71,7 @@ void
 leasehold_worker_main(Datum main_arg)
 {
 	int			part;
+	uint32		announcements;
 
 	memcpy(&part, MyBgworkerEntry->bgw_extra, sizeof(part));
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
@@ -81,13 +84,15 @@ leasehold_worker_main(Datum main_arg)
 	dlist_init(&worker.finished);
 	dlist_init(&worker.out);
 	worker_attach(DatumGetObjectId(main_arg), part);
-	/* ending without complaint tells the launcher that it need not try again */
+	announcements = worker.database->announcements;
 	if (round_check() == ROUND_NO_EXTENSION)
+		leave_database(announcements);
+	if (!worker.database->wanted)
 	{
-		worker.database->wanted = false;
-		proc_exit(0);
+		/* this database has the extension: the other parts are wanted, too */
+		worker.database->wanted = true;
+		shared_wake_launcher();
 	}
-	worker.database->wanted = true;
 
 	event_loop_init();
 	http_client_init();
@@ -137,7 +142,11 @@ worker_connect(Oid database)
 		{"timezone", "UTC"},
 		{"datestyle", "ISO, MDY"},
 		{"bytea_output", "hex"},
-		/* what is due is read in the order of the index, whatever fits the filter */
+
+		/*
+		 * what is due is read in the order of the index, whatever fits the
+		 * filter
+		 */
 		{"enable_bitmapscan", "off"},
 		{"jit", "off"},
 		{"plan_cache_mode", "force_generic_plan"},
@@ -164,6 +173,8 @@ worker_become_role(void)
 static void
 worker_attach(Oid database, int part)
 {
+	int			other;
+
 	worker.database = shared_find_database(database, true);
 	if (worker.database == NULL)
 		ereport(FATAL,
@@ -173,10 +184,25 @@ worker_attach(Oid database, int part)
 	worker.shared = &worker.database->workers[part];
 	worker.capacity = worker_capacity();
 
+	/* two that serve the same part would take each other's calls over */
 	SpinLockAcquire(&worker.shared->mutex);
+	while ((other = worker.shared->pid) != 0)
+	{
+		SpinLockRelease(&worker.shared->mutex);
+		if (BackendPidGetProc(other) != NULL)
+		{
+			ereport(DEBUG1,
+					(errmsg_internal("process %d serves part %d of this database still", other, part)));
+			proc_exit(1);
+		}
+		SpinLockAcquire(&worker.shared->mutex);
+		if (worker.shared->pid == other)
+			worker.shared->pid = 0; /* it died without a word */
+	}
 	worker.shared->pid = MyProcPid;
 	worker.shared->procno = MyProc->pgprocno;
 	worker.shared->state = WORKER_ABSENT;
+	worker.shared->dismissed = false;
 	worker.shared->reason[0] = '\0';
 	worker.shared->started_at = GetCurrentTimestamp();
 	worker.shared->capacity = worker.capacity;
@@ -184,13 +210,23 @@ worker_attach(Oid database, int part)
 	memset(worker.shared->providers, 0, sizeof(worker.shared->providers));
 	SpinLockRelease(&worker.shared->mutex);
 	before_shmem_exit(worker_detach, (Datum) 0);
+
+	/* a backend that came first did not see us yet */
+	if (shared_held_off(worker.database))
+	{
+		worker.shared->dismissed = true;
+		proc_exit(1);
+	}
 }
 
 static void
 worker_detach(int code, Datum arg)
 {
+	bool		mine;
+
 	SpinLockAcquire(&worker.shared->mutex);
-	if (worker.shared->pid == MyProcPid)
+	mine = worker.shared->pid == MyProcPid;
+	if (mine)
 	{
 		worker.shared->pid = 0;
 		worker.shared->procno = -1;
@@ -198,6 +234,19 @@ worker_detach(int code, Datum arg)
 		worker.shared->in_flight = worker.shared->queued = 0;
 	}
 	SpinLockRelease(&worker.shared->mutex);
+	if (mine)
+		shared_wake_launcher();
+}
+
+/*
+ * The database has no extension.  Ending without complaint tells the launcher
+ * that it need not try again.
+ */
+static void
+leave_database(uint32 announcements)
+{
+	shared_renounce_database(worker.database, announcements);
+	proc_exit(0);
 }
 
 /*
@@ -250,6 +299,7 @@ worker_loop(void)
 		{
 			QueryCancelPending = false;
 			round_give_back();
+			worker.shared->dismissed = true;
 			proc_exit(1);
 		}
 		if (ConfigReloadPending)
@@ -266,13 +316,12 @@ worker_loop(void)
 		if (woken || check || now >= next || answers_waiting(now, &answers_at))
 		{
 			RoundState	was = state;
+			uint32		announcements;
 
+			announcements = worker.database->announcements;
 			state = round_check();
 			if (state == ROUND_NO_EXTENSION)
-			{
-				worker.database->wanted = false;
-				proc_exit(0);
-			}
+				leave_database(announcements);
 			if (state == ROUND_SERVING && was != ROUND_SERVING && was != ROUND_PAUSED)
 			{
 				round_recover();
@@ -283,7 +332,7 @@ worker_loop(void)
 			{
 				round_housekeep();
 				next_housekeeping = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
-																 setting_housekeeping_interval * INT64CONST(1000));
+																setting_housekeeping_interval * INT64CONST(1000));
 				check = true;
 			}
 			next = round_run(state, check);
@@ -307,7 +356,10 @@ worker_wait_ms(TimestampTz now, TimestampTz next, TimestampTz next_housekeeping,
 {
 	TimestampTz at = Min(next, next_check);
 
-	/* the flag may have been set since it was looked at: then the latch is set, too */
+	/*
+	 * the flag may have been set since it was looked at: then the latch is
+	 * set, too
+	 */
 	if (answers_waiting(now, &next_housekeeping))
 		return 0;
 	return at <= now ? 0 : Min((at - now + 999) / 1000, 60000);

@@ -160,6 +160,24 @@ def installed_version(directory: pathlib.Path, package: str) -> str | None:
         return None
 
 
+# --- Kills in the middle of everything -------------------------------------------
+
+CHAOS = "test/chaos/chaos.py"
+
+
+def chaos_jobs(place: Place, files: list[str]) -> list[Job]:
+    """Debian's own Python: the driver for PostgreSQL is a package of Debian's."""
+    def test(variant: str) -> Iterator[Outcome]:
+        directory = place.output / "chaos"
+        directory.mkdir(exist_ok=True)
+        yield prove(place, f"{CHAOS} {variant}",
+                    ["--exec", "/usr/bin/python3", CHAOS, "::", "--variant", variant,
+                     "--directory", str(directory), "--bin", str(place.bin)], place.environment())
+
+    return [Job("chaos", variant, lambda variant=variant: test(variant))
+            for variant in ("lookup", "async", "plain") for _ in files]
+
+
 # --- pg_regress and pg_isolation_regress ---------------------------------------
 
 TEST_LINE = re.compile(r"(?:test)?\s+(\S+)\s+\.\.\. (ok|FAILED|failed \(ignored\))\s*(.*?)\s*(?:(\d+) ms)?$")
@@ -306,4 +324,5 @@ ALL = {
                                 "test/isolation/specs/*.spec", ["--load-extension=leasehold"]),
     "pgtap": sql_suite("pgtap", "test/pgtap/*.sql", "pgtap"),
     "tap": Suite(lambda place: place.files("test/t/*.pl"), tap_jobs),
+    "chaos": Suite(lambda place: place.files(CHAOS), chaos_jobs),
 }

@@ -57,9 +57,9 @@ COMMENT ON DOMAIN leasehold.limit_name IS 'What can be limited; see leasehold.se
 
 CREATE DOMAIN leasehold_internal.call_operation AS text COLLATE "C"
     CHECK (VALUE IN ('acquire', 'resume', 'release', 'destroy', 'destroy_stray', 'initialize', 'reconcile',
-                     'lease_deadline', 'run_deadline'));
+                     'lease_deadline', 'run_deadline', 'places'));
 COMMENT ON DOMAIN leasehold_internal.call_operation IS
-    'What a row of the dispatch table asks for: a provider call, or the check of a deadline';
+    'What a row of the dispatch table asks for: a provider call, the check of a deadline, or to see who waits for a place';
 
 CREATE DOMAIN leasehold_internal.call_state AS text COLLATE "C"
     CHECK (VALUE IN ('queued', 'started', 'waiting', 'quarantined'));

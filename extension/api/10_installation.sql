@@ -54,7 +54,8 @@ COMMENT ON FUNCTION leasehold_internal.installation_changed() IS
 CREATE TRIGGER installation_changed AFTER INSERT OR UPDATE OR DELETE ON leasehold_internal.installation
     FOR EACH STATEMENT EXECUTE FUNCTION leasehold_internal.installation_changed();
 
--- Writes the stamp if there is none.
+-- Writes the stamp if there is none; with it the audit trail begins, whose first
+-- partitions must be there before its first rows.
 CREATE FUNCTION leasehold_internal.ensure_installation() RETURNS uuid
     LANGUAGE plpgsql VOLATILE AS $$
 DECLARE
@@ -72,6 +73,8 @@ BEGIN
         RETURNING i.id INTO v_id;
         IF v_id IS NULL THEN
             SELECT i.id INTO v_id FROM leasehold_internal.installation AS i LIMIT 1;
+        ELSE
+            PERFORM leasehold_internal.make_audit_partitions();
         END IF;
     END IF;
     RETURN v_id;

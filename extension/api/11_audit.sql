@@ -72,10 +72,19 @@ COMMENT ON FUNCTION leasehold_internal.record(uuid, text, text, text, jsonb, uui
 
 -- Makes the partitions that will be needed: one a week, the current one and as
 -- many ahead as asked for.  A week that already has rows in the DEFAULT
--- partition stays there.
+-- partition stays there.  What it needs a lock for is rare: once a week.
+CREATE FUNCTION leasehold_internal.wants_audit_partition(name text, from_time timestamptz, to_time timestamptz)
+    RETURNS boolean LANGUAGE sql VOLATILE AS $$
+    SELECT pg_catalog.to_regclass('leasehold.' || name) IS NULL
+       AND NOT EXISTS (SELECT FROM leasehold.audit_events_default AS d
+                        WHERE d.occurred_at >= from_time AND d.occurred_at < to_time)
+$$;
+COMMENT ON FUNCTION leasehold_internal.wants_audit_partition(text, timestamptz, timestamptz) IS
+    'Whether a partition of the audit trail can be made: it is not there, nor are rows of its time';
+
 CREATE FUNCTION leasehold_internal.make_audit_partitions(weeks_ahead integer DEFAULT 4) RETURNS integer
     LANGUAGE plpgsql VOLATILE SECURITY DEFINER
-    SET search_path = pg_catalog, pg_temp AS $$
+    SET search_path = pg_catalog, pg_temp SET default_tablespace = '' AS $$
 DECLARE
     v_from timestamptz;
     v_to   timestamptz;
@@ -86,9 +95,10 @@ BEGIN
         v_from := date_trunc('week', now(), 'UTC') + make_interval(weeks => i);
         v_to := v_from + interval '7 days';
         v_name := 'audit_events_' || to_char(v_from AT TIME ZONE 'UTC', 'YYYYMMDD');
-        CONTINUE WHEN to_regclass('leasehold.' || v_name) IS NOT NULL;
-        CONTINUE WHEN EXISTS (SELECT FROM leasehold.audit_events_default AS d
-                              WHERE d.occurred_at >= v_from AND d.occurred_at < v_to);
+        CONTINUE WHEN NOT leasehold_internal.wants_audit_partition(v_name, v_from, v_to);
+        -- nobody may make it, or add rows of its week, between the question and the deed
+        LOCK TABLE leasehold.audit_events IN ACCESS EXCLUSIVE MODE;
+        CONTINUE WHEN NOT leasehold_internal.wants_audit_partition(v_name, v_from, v_to);
         EXECUTE format('CREATE TABLE leasehold.%I PARTITION OF leasehold.audit_events
                         (PRIMARY KEY (company_id, occurred_at, id)) FOR VALUES FROM (%L) TO (%L)',
                        v_name, v_from, v_to);

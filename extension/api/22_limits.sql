@@ -13,7 +13,8 @@ CREATE TABLE leasehold.limits (
 COMMENT ON TABLE leasehold.limits IS 'Limits; the nil id stands for every company or environment, an empty provider for all';
 COMMENT ON COLUMN leasehold.limits.value IS 'A number; seconds for lease_ttl_max, bytes for output_bytes';
 SELECT leasehold_internal.protect('leasehold.limits', 'viewer');
-CREATE POLICY installation ON leasehold.limits FOR SELECT USING (company_id = leasehold_internal.no_company());
+-- no function here: readers may not call those of leasehold_internal
+CREATE POLICY installation ON leasehold.limits FOR SELECT USING (company_id = '00000000-0000-0000-0000-000000000000');
 COMMENT ON POLICY installation ON leasehold.limits IS 'The installation''s own limits hold for everybody and hide nothing';
 CREATE TRIGGER limits_changed AFTER INSERT OR UPDATE OR DELETE ON leasehold.limits
     FOR EACH STATEMENT EXECUTE FUNCTION leasehold_internal.plugins_changed();
@@ -68,8 +69,7 @@ BEGIN
            SET value = excluded.value, updated_at = pg_catalog.now();
     END IF;
     -- leases that wait may go on, or find out that they must wait
-    UPDATE leasehold_internal.calls AS c SET state = 'queued', due_at = pg_catalog.clock_timestamp()
-     WHERE c.state = 'waiting';
+    PERFORM leasehold_internal.announce_places(v_company);
     PERFORM leasehold_internal.record(v_company, 'limit.changed', 'limit', set_limit.name,
         pg_catalog.jsonb_build_object('value', set_limit.value, 'environment', set_limit.environment,
                                       'provider', set_limit.provider));

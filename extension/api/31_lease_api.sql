@@ -125,6 +125,9 @@ BEGIN
             pg_catalog.format('provider "%s" cannot park resources', v_environment.provider),
             'Use policy => ''ephemeral''.');
     END IF;
+    IF on_limit = 'fail' THEN
+        PERFORM leasehold_internal.require_free_slot(v_company, v_environment.id, v_environment.provider);
+    END IF;
     IF v_policy = 'reuse_by_environment' THEN
         IF v_agent IS NULL OR v_workspace IS NULL OR request_lease.run_id IS NULL THEN
             PERFORM leasehold_internal.refuse('argument_invalid',
@@ -140,9 +143,6 @@ BEGIN
             PERFORM leasehold_internal.warn_if_unserved();
             RETURN v_earlier;
         END IF;
-    END IF;
-    IF on_limit = 'fail' THEN
-        PERFORM leasehold_internal.require_free_slot(v_company, v_environment.id, v_environment.provider);
     END IF;
 
     WITH lease AS (
@@ -220,7 +220,7 @@ BEGIN
                idle_timeout = resume_parked_lease.idle_timeout, requested_at = pg_catalog.now(),
                acquire_by = pg_catalog.now() + COALESCE(resume_parked_lease.acquire_timeout, '5 minutes'),
                end_status = NULL, disposition = NULL, ended_at = NULL, failure_code = NULL, failure_reason = NULL,
-               cleanup_status = NULL, attempts = 0, requested_by = leasehold.acting_role()
+               fail_on_limit = false, cleanup_status = NULL, attempts = 0, requested_by = leasehold.acting_role()
           FROM chosen
          WHERE l.company_id = resume_parked_lease.company_id AND l.id = chosen.id
         RETURNING l.*
@@ -260,7 +260,8 @@ CREATE FUNCTION leasehold_internal.end_leases(
     RETURNS integer LANGUAGE plpgsql VOLATILE AS $$
 #variable_conflict use_column
 DECLARE
-    v_count integer;
+    v_count  integer;
+    v_places uuid[];
 BEGIN
     IF pg_catalog.cardinality(lease_ids) = 0 THEN
         RETURN 0;
@@ -281,7 +282,7 @@ BEGIN
          USING target AS t
          WHERE c.company_id = t.company_id AND c.subject_id = t.id AND c.slot = 'op'
            AND c.operation = 'acquire' AND NOT c.look_up AND c.state IN ('queued', 'waiting')
-        RETURNING c.company_id, c.subject_id
+        RETURNING c.company_id, c.subject_id, c.granted
     ), lease AS (
         UPDATE leasehold.leases AS l
            SET status = CASE WHEN n.subject_id IS NOT NULL THEN end_leases.end_status ELSE 'releasing' END,
@@ -322,7 +323,14 @@ BEGIN
                    'status', l.end_status, 'disposition', l.disposition, 'failureReason', end_leases.reason))
           FROM lease AS l
     )
-    SELECT pg_catalog.count(*) INTO v_count FROM lease AS l;
+    SELECT pg_catalog.count(*),
+           (SELECT pg_catalog.array_agg(DISTINCT n.company_id) FROM never_sent AS n WHERE n.granted)
+      INTO v_count, v_places FROM lease AS l;
+    -- those that were granted a place had it without using it
+    IF v_places IS NOT NULL THEN
+        PERFORM leasehold_internal.announce_places(p) FROM pg_catalog.unnest(v_places) AS p
+          WHERE EXISTS (SELECT FROM leasehold.limits AS m WHERE m.name = 'active_leases');
+    END IF;
     RETURN v_count;
 END
 $$;
@@ -648,7 +656,7 @@ BEGIN
      WHERE l.company_id = v_company AND l.id = v_lease.id;
     DELETE FROM leasehold_internal.calls AS c WHERE c.company_id = v_company AND c.subject_id = v_lease.id;
     DELETE FROM leasehold_internal.provider_resources AS r WHERE r.company_id = v_company AND r.lease_id = v_lease.id;
-    PERFORM leasehold_internal.requeue_waiting(v_company);
+    PERFORM leasehold_internal.announce_places(v_company);
     PERFORM leasehold_internal.record(v_company, 'environment.lease_written_off', 'environment_lease', v_lease.id::text,
         pg_catalog.jsonb_build_object('reason', write_off_lease.reason, 'providerLeaseId', v_lease.provider_lease_id),
         v_lease.agent_id, v_lease.issue_id, v_lease.run_id);

@@ -259,7 +259,7 @@ BEGIN
                               WHERE x.company_id = w.company_id AND x.subject_id = w.subject_id AND x.slot = 'op'
                                 FOR UPDATE SKIP LOCKED) AS c
           JOIN leasehold.leases AS l ON l.company_id = c.company_id AND l.id = c.subject_id
-         WHERE c.operation = 'acquire' AND c.state = 'queued' AND NOT c.granted
+         WHERE c.operation IN ('acquire', 'resume') AND c.state = 'queued' AND NOT c.granted
            AND c.due_at <= pg_catalog.clock_timestamp()
     ), room AS (
         SELECT m.*, m.value - CASE m.name
@@ -326,13 +326,14 @@ COMMENT ON FUNCTION leasehold_internal.grant_starts(uuid[], uuid[]) IS 'Decides 
 CREATE FUNCTION leasehold_internal.occupied_slots(company_id uuid, environment_id uuid, provider text) RETURNS bigint
     LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
     SELECT (SELECT pg_catalog.count(*) FROM leasehold.leases AS l
-             WHERE l.status IN ('active', 'releasing', 'resuming', 'pending_cleanup', 'irrevocable')
+             WHERE l.status IN ('active', 'releasing', 'pending_cleanup', 'irrevocable')
                AND (occupied_slots.company_id = leasehold_internal.no_company() OR l.company_id = occupied_slots.company_id)
                AND (occupied_slots.environment_id = leasehold_internal.no_company() OR l.environment_id = occupied_slots.environment_id)
                AND (occupied_slots.provider = '' OR l.provider = occupied_slots.provider))
          + (SELECT pg_catalog.count(*) FROM leasehold_internal.calls AS c
               JOIN leasehold.leases AS l ON l.company_id = c.company_id AND l.id = c.subject_id
-             WHERE c.slot = 'op' AND c.operation = 'acquire' AND c.granted AND l.status = 'acquiring'
+             WHERE c.slot = 'op' AND c.operation IN ('acquire', 'resume') AND c.granted
+               AND l.status IN ('acquiring', 'resuming')
                AND (occupied_slots.company_id = leasehold_internal.no_company() OR c.company_id = occupied_slots.company_id)
                AND (occupied_slots.environment_id = leasehold_internal.no_company() OR l.environment_id = occupied_slots.environment_id)
                AND (occupied_slots.provider = '' OR c.provider = occupied_slots.provider))
@@ -363,8 +364,13 @@ COMMENT ON FUNCTION leasehold_internal.require_free_slot(uuid, uuid, text) IS
 
 -- Lets requests that wait for a place try again: as many as places may have
 -- become free, oldest first, and some more, since each may wait for another limit.
+-- For workers only: the lock makes sure that a request which another worker
+-- finds no place for at this moment is either seen here, or sees the place.
 CREATE FUNCTION leasehold_internal.requeue_waiting(company_id uuid DEFAULT NULL, places integer DEFAULT 1) RETURNS void
-    LANGUAGE sql VOLATILE AS $$
+    LANGUAGE plpgsql VOLATILE AS $$
+#variable_conflict use_column
+BEGIN
+    PERFORM pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('leasehold limits', 0));
     UPDATE leasehold_internal.calls AS c
        SET state = 'queued', due_at = pg_catalog.clock_timestamp()
       FROM (SELECT w.company_id, w.subject_id FROM leasehold_internal.calls AS w
@@ -372,6 +378,19 @@ CREATE FUNCTION leasehold_internal.requeue_waiting(company_id uuid DEFAULT NULL,
                AND (requeue_waiting.company_id IS NULL OR w.company_id = requeue_waiting.company_id)
              ORDER BY w.queued_at LIMIT places + 32
                FOR UPDATE SKIP LOCKED) AS n
-     WHERE c.company_id = n.company_id AND c.subject_id = n.subject_id AND c.slot = 'op'
+     WHERE c.company_id = n.company_id AND c.subject_id = n.subject_id AND c.slot = 'op';
+END
 $$;
 COMMENT ON FUNCTION leasehold_internal.requeue_waiting(uuid, integer) IS 'Lets requests that wait for a place try again';
+
+-- Has a worker do that once the transaction has committed.  Users do not do it
+-- themselves: a worker that is just finding no place for a request would not be
+-- seen, and the request would wait for a place that is free.
+CREATE FUNCTION leasehold_internal.announce_places(company_id uuid) RETURNS void
+    LANGUAGE sql VOLATILE AS $$
+    INSERT INTO leasehold_internal.calls (company_id, subject_id, slot, operation, shard)
+    VALUES (announce_places.company_id, leasehold.new_id(), 'timer', 'places',
+            leasehold_internal.shard_of(announce_places.company_id))
+$$;
+COMMENT ON FUNCTION leasehold_internal.announce_places(uuid) IS
+    'Says that there may be places for requests that wait';

@@ -11,6 +11,7 @@ DECLARE
     v_company uuid[];
     v_subject uuid[];
     v_over    record;
+    v_places  boolean;
 BEGIN
     -- leases whose time is over, by reason; those that a user has locked come again
     FOR v_over IN
@@ -56,7 +57,8 @@ BEGIN
                                  THEN leasehold_internal.lease_deadline(l.status, l.expires_at, l.last_used_at, l.idle_timeout)
                                  WHEN l.status IN ('acquiring', 'resuming') THEN GREATEST(l.acquire_by, pg_catalog.clock_timestamp() + interval '1 second') END
                        FROM leasehold.leases AS l WHERE l.company_id = c.company_id AND l.id = c.subject_id)
-               ELSE (SELECT r.heartbeat_at + r.heartbeat_timeout FROM leasehold_internal.runs AS r
+               WHEN 'run_deadline' THEN
+                    (SELECT r.heartbeat_at + r.heartbeat_timeout FROM leasehold_internal.runs AS r
                       WHERE r.company_id = c.company_id AND r.id = c.subject_id AND r.status = 'running')
                END AS deadline
           FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids)) AS w (company_id, subject_id)
@@ -69,10 +71,16 @@ BEGIN
           FROM due AS d
          WHERE c.company_id = d.company_id AND c.subject_id = d.subject_id AND c.slot = 'timer'
            AND d.deadline IS NOT NULL
+    ), gone AS (
+        DELETE FROM leasehold_internal.calls AS c
+         USING due AS d
+         WHERE c.company_id = d.company_id AND c.subject_id = d.subject_id AND c.slot = 'timer' AND d.deadline IS NULL
+        RETURNING c.operation
     )
-    DELETE FROM leasehold_internal.calls AS c
-     USING due AS d
-     WHERE c.company_id = d.company_id AND c.subject_id = d.subject_id AND c.slot = 'timer' AND d.deadline IS NULL;
+    SELECT pg_catalog.bool_or(g.operation = 'places') INTO v_places FROM gone AS g;
+    IF v_places THEN
+        PERFORM leasehold_internal.requeue_waiting(NULL, 100000);
+    END IF;
 
     RETURN QUERY SELECT * FROM ROWS FROM (pg_catalog.unnest(v_company), pg_catalog.unnest(v_subject));
 END

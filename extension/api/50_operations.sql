@@ -253,7 +253,8 @@ BEGIN
     IF v_admin THEN
         RETURN QUERY
         SELECT 'installation'::text, i.id::text,
-               CASE WHEN leasehold_internal.hold_reason() IS NOT NULL THEN 'held'
+               CASE WHEN pg_catalog.pg_is_in_recovery() THEN 'standby'
+                    WHEN leasehold_internal.hold_reason() IS NOT NULL THEN 'held'
                     WHEN i.paused THEN 'paused' WHEN i.draining THEN 'draining' ELSE 'in use' END,
                pg_catalog.jsonb_build_object('epoch', i.epoch, 'holdReason', leasehold_internal.hold_reason(),
                    'pausedReason', i.paused_reason, 'sweepDry', i.sweep_dry)
@@ -269,20 +270,30 @@ CREATE FUNCTION leasehold_internal.doctor(OUT severity text, OUT code text, OUT 
     RETURNS SETOF record LANGUAGE plpgsql STABLE AS $$
 #variable_conflict use_column
 DECLARE
-    v_hold text := leasehold_internal.hold_reason();
+    v_hold    text := leasehold_internal.hold_reason();
+    v_standby boolean := pg_catalog.pg_is_in_recovery();
 BEGIN
     PERFORM leasehold_internal.enter_admin();
     RETURN QUERY
+    SELECT 'notice'::text, 'standby'::text,
+           'this server is a standby: nothing can be changed here, and no worker runs'::text,
+           'Nothing; a promotion starts the worker.'::text
+     WHERE v_standby;
+    RETURN QUERY
+    SELECT 'warning'::text, 'standby_not_allowed'::text, 'a promotion would be held: ' || v_hold,
+           pg_catalog.format('If it is to go on by itself, call allow_host(%L, %L) on the primary.', h.host, h.data_directory)
+      FROM leasehold_internal.here() AS h WHERE v_standby AND v_hold IS NOT NULL;
+    RETURN QUERY
     SELECT 'error'::text, 'installation_held'::text, v_hold,
            'If it replaces the original, which must be stopped: takeover_installation(). If it is a copy: fork_installation().'::text
-     WHERE v_hold IS NOT NULL;
+     WHERE v_hold IS NOT NULL AND NOT v_standby;
     RETURN QUERY
     SELECT 'error'::text, 'worker_' || w.state, COALESCE(w.reason, 'no worker serves this database'),
            CASE w.state WHEN 'paused' THEN 'Call resume_worker() when the reason is gone.'
                         WHEN 'held' THEN 'See installation_held.'
                         WHEN 'unsupported' THEN 'Run ALTER EXTENSION leasehold UPDATE.'
                         ELSE 'Look for "leasehold" in the server log; raise max_worker_processes if slots are missing.' END
-      FROM leasehold_internal.worker_states() AS w WHERE w.state <> 'running';
+      FROM leasehold_internal.worker_states() AS w WHERE w.state <> 'running' AND NOT v_standby;
     RETURN QUERY
     SELECT 'warning'::text, 'member_dangling'::text,
            pg_catalog.format('the membership of role "%s" in company "%s" is not valid here', m.role_name, c.key),
@@ -391,8 +402,12 @@ DECLARE
     v_count integer;
 BEGIN
     IF 0 = ANY (shards) THEN
-        PERFORM leasehold_internal.make_audit_partitions();
-        PERFORM leasehold_internal.drop_audit_partitions(pg_catalog.make_interval(days => audit_days));
+        BEGIN
+            PERFORM leasehold_internal.make_audit_partitions();
+            PERFORM leasehold_internal.drop_audit_partitions(pg_catalog.make_interval(days => audit_days));
+        EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
+            RAISE LOG 'leasehold: partitions of the audit trail have to wait, as somebody uses it: %', SQLERRM;
+        END;
         DELETE FROM leasehold_internal.idempotency_keys AS k
          WHERE k.created_at < pg_catalog.now() - interval '24 hours';
     END IF;

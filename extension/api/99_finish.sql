@@ -81,6 +81,7 @@ COMMENT ON FUNCTION leasehold_internal.guard_drop() IS 'Loads the library, whose
 CREATE EVENT TRIGGER leasehold_guard_drop ON ddl_command_start
     WHEN TAG IN ('DROP EXTENSION', 'DROP SCHEMA', 'DROP OWNED')
     EXECUTE FUNCTION leasehold_internal.guard_drop();
+ALTER EVENT TRIGGER leasehold_guard_drop ENABLE ALWAYS;
 COMMENT ON EVENT TRIGGER leasehold_guard_drop IS 'Loads the library, whose hook guards DROP EXTENSION';
 
 CREATE FUNCTION leasehold_internal.announce_extension() RETURNS void

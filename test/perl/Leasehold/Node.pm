@@ -295,6 +295,23 @@ sub doctor
 		q(SELECT severity || ' ' || code || ': ' || finding FROM leasehold.doctor()), $database);
 }
 
+# answers: whether the server accepts connections.
+sub answers
+{
+	my ($self) = @_;
+	return ($self->psql('postgres', 'SELECT 1', stdout => \my $out, stderr => \my $err) // 2) == 0;
+}
+
+# comes_back(name): after a crash, waits for the server and its workers.
+sub comes_back
+{
+	my ($self, $name) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	my $good = _poll(sub { $self->answers }, $PATIENCE)
+	  && _poll(sub { eval { $self->worker_states =~ /^running(\nrunning)*$/ } }, $PATIENCE);
+	return ok($good, $name);
+}
+
 # The pids of the database's workers.
 sub workers
 {
