@@ -22,7 +22,7 @@ provider_pid() {
 
 stop_provider() {
     pid=$(provider_pid) || return 0
-    as_server_user kill "$pid"
+    as_server_user sh -c 'kill "$1"' sh "$pid"
     while provider_pid >/dev/null; do sleep 0.05; done
 }
 
@@ -76,7 +76,7 @@ The server and the provider go on running. Try for yourself:
 
     dev/private-server.sh psql -d demo -U demo_agent      the agent's view
     dev/private-server.sh psql -d demo -U demo_admin      the administrator's
-    curl http://127.0.0.1:$port/_admin/state              what the provider holds
+    http://127.0.0.1:$port/_admin/state                   what the provider holds
     make demo                                             once more
     make demo-stop                                        stops both; the data stays in $WORK
 END

@@ -109,6 +109,7 @@ choose_work_dir() {
     *) die "$WORK belongs to $(stat -c %U "$WORK"); set LEASEHOLD_WORK to a directory of your own" ;;
     esac
     WORK=$(cd "$WORK" && pwd -P)
+    export LEASEHOLD_WORK="$WORK"
     set_work_paths
 }
 

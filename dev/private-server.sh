@@ -36,7 +36,8 @@ start() {
     # shellcheck disable=SC2086 # a list of words
     need_packages $BUILD_PACKAGES
     install_private
-    as_server_user mkdir -p "$SOCKET_DIR"
+    as_server_user sh -c 'mkdir -m 700 "$1" 2>/dev/null || [ -O "$1" ]' sh "$SOCKET_DIR" ||
+        die "$SOCKET_DIR is somebody else's"
     [ -d "$DATA" ] || make_cluster
     library=$(cksum <"$WORK/pg$SYSTEM_PG/lib/leasehold.so")
     if running; then
@@ -51,7 +52,10 @@ start() {
 
 case "${1:-}" in
 start) start ;;
-stop) if running; then control -m fast -w stop; fi ;;
+stop)
+    if running; then control -m fast -w stop; fi
+    [ "$SOCKET_DIR" = "$WORK" ] || as_server_user rm -rf "$SOCKET_DIR"
+    ;;
 psql) shift; become_server_user "$BIN/psql" -h "$SOCKET_DIR" -p "$PORT" -U postgres "$@" ;;
 *) die "usage: $0 start|stop|psql [ARGUMENT...]" ;;
 esac
