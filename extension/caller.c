@@ -164,7 +164,11 @@ leasehold_gate(PG_FUNCTION_ARGS)
 		(void) set_config_option("search_path", "pg_catalog, pg_temp",
 								 PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE,
 								 true, 0, false);
-		/* statements that find rows by key gain nothing from being planned anew */
+
+		/*
+		 * statements that find rows by key gain nothing from being planned
+		 * anew
+		 */
 		(void) set_config_option("plan_cache_mode", "force_generic_plan",
 								 PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE,
 								 true, 0, false);

@@ -53,7 +53,11 @@ service_is_available(char **reason, LeaseholdError *error)
 		*reason = pstrdup(reason_without_entry());
 		return false;
 	}
-	/* a pause holds from its commit on, whether or not a worker has seen it yet */
+
+	/*
+	 * a pause holds from its commit on, whether or not a worker has seen it
+	 * yet
+	 */
 	if (installation_is_paused(&pause))
 	{
 		*reason = pause[0] != '\0' ? psprintf("paused: %s", pause) : pstrdup("paused by an administrator");

@@ -158,7 +158,7 @@ read_lease_state(FunctionCallInfo fcinfo, LeaseState *state, MemoryContext conte
 	Assert(desc->natts == STATE_COLUMNS);
 	state->done = DatumGetBool(SPI_getbinval(row, desc, 3, &isnull));
 	state->own_change = TransactionIdIsCurrentTransactionId(
-		DatumGetTransactionId(SPI_getbinval(row, desc, STATE_COLUMNS, &isnull)));
+															DatumGetTransactionId(SPI_getbinval(row, desc, STATE_COLUMNS, &isnull)));
 	for (int i = 0; i < RESULT_COLUMNS; i++)
 	{
 		Form_pg_attribute attr = TupleDescAttr(desc, i + 1);

@@ -35,7 +35,7 @@ typedef enum CallOutcome
 } CallOutcome;
 
 #define CALL_CODE_SIZE		64
-#define CALL_MESSAGE_SIZE	241		/* long enough to help, short enough for a log */
+#define CALL_MESSAGE_SIZE	241 /* long enough to help, short enough for a log */
 
 /*
  * Lives in a memory context of its own, with all that belongs to it, from the

@@ -305,7 +305,10 @@ finish(HttpExchange *exchange, CURLcode code)
 static const char *
 phase_of(HttpExchange *exchange)
 {
-	/* libcurl counts a TLS handshake as part of the connection until both are there */
+	/*
+	 * libcurl counts a TLS handshake as part of the connection until both are
+	 * there
+	 */
 	const struct
 	{
 		CURLINFO	info;

@@ -324,7 +324,10 @@ tend_worker(LaunchedDatabase *database, SharedDatabase *entry, int part, Timesta
 		launched->pause_ms = Min(Max(launched->pause_ms * 2, RESTART_PAUSE_MS), RESTART_PAUSE_MAX_MS);
 	}
 
-	/* one that an earlier launcher started goes on without us; at its end it wakes us */
+	/*
+	 * one that an earlier launcher started goes on without us; at its end it
+	 * wakes us
+	 */
 	if (worker_lives(entry, part))
 		return true;
 	if (now < launched->not_before)

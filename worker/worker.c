@@ -142,7 +142,11 @@ worker_connect(Oid database)
 		{"timezone", "UTC"},
 		{"datestyle", "ISO, MDY"},
 		{"bytea_output", "hex"},
-		/* what is due is read in the order of the index, whatever fits the filter */
+
+		/*
+		 * what is due is read in the order of the index, whatever fits the
+		 * filter
+		 */
 		{"enable_bitmapscan", "off"},
 		{"jit", "off"},
 		{"plan_cache_mode", "force_generic_plan"},
@@ -328,7 +332,7 @@ worker_loop(void)
 			{
 				round_housekeep();
 				next_housekeeping = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
-																 setting_housekeeping_interval * INT64CONST(1000));
+																setting_housekeeping_interval * INT64CONST(1000));
 				check = true;
 			}
 			next = round_run(state, check);
@@ -352,7 +356,10 @@ worker_wait_ms(TimestampTz now, TimestampTz next, TimestampTz next_housekeeping,
 {
 	TimestampTz at = Min(next, next_check);
 
-	/* the flag may have been set since it was looked at: then the latch is set, too */
+	/*
+	 * the flag may have been set since it was looked at: then the latch is
+	 * set, too
+	 */
 	if (answers_waiting(now, &next_housekeeping))
 		return 0;
 	return at <= now ? 0 : Min((at - now + 999) / 1000, 60000);

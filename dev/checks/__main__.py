@@ -115,8 +115,8 @@ def main() -> int:
     report = Report()
 
     adopt_orphans()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    signal.signal(signal.SIGHUP, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
     shutil.rmtree(place.output, ignore_errors=True)
     place.output.mkdir()
     if place.sanitized:

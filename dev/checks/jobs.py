@@ -142,7 +142,26 @@ def since(begin: float) -> float:
 
 
 def adopt_orphans() -> None:
+    """A killed postmaster that is not waited for looks alive to whoever wants to start it again."""
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    threading.Thread(target=reap_adopted, daemon=True).start()
+
+
+def reap_adopted() -> None:
+    """Waits for adopted children that have ended; our own are of this session, or programs."""
+    while True:
+        time.sleep(0.05)
+        own = {program.process.pid for program in list(Program.running)}
+        for entry in os.listdir("/proc"):
+            if not entry.isdigit() or int(entry) in own:
+                continue
+            try:
+                stat = pathlib.Path("/proc", entry, "stat").read_text()
+                state, parent, _, session = stat.rpartition(")")[2].split()[:4]
+                if state == "Z" and int(parent) == os.getpid() and int(session) != os.getsid(0):
+                    os.waitpid(int(entry), os.WNOHANG)
+            except (OSError, ChildProcessError):
+                continue
 
 
 def stop_programs() -> None:

@@ -186,39 +186,31 @@ TEST_LINE = re.compile(r"(?:test)?\s+(\S+)\s+\.\.\. (ok|FAILED|failed \(ignored\
 def pg_regress(place: Place, suite: str, program: str, inputs: str, options: list[str],
                schedule: list[list[str]]) -> Iterator[Outcome]:
     """Runs it with a server of its own."""
-    output = place.output / suite
-    output.mkdir()
-    (output / "tokens").mkdir(mode=0o700)
-    settings = output / "server.conf"
-    settings.write_text((place.source / "test/server.conf").read_text()
-                        + f"leasehold.token_directory = '{output}/tokens'\n")
-    (output / "schedule").write_text("".join(f"test: {' '.join(line)}\n" for line in schedule))
-    running = Program(
-        [PGXS_TEST / program, f"--bindir={place.bin}", f"--inputdir={place.source / inputs}",
-         f"--outputdir={output}", f"--temp-instance={output}/instance", f"--temp-config={settings}",
-         f"--schedule={output}/schedule", "--no-locale", "--encoding=UTF8", *options],
-        output / "output.log", place.environment(), output)
-    lines = []
-    count = 0
-    for line in running.lines():
-        lines.append(line)
-        if match := TEST_LINE.match(line):
-            count += 1
-            outcome = Outcome(match[1], seconds=int(match[4] or 0) / 1000)
-            if match[2] == "FAILED":
-                outcome.failed = 1
-                outcome.detail = [match[3]] * bool(match[3]) + difference(output / "regression.diffs", match[1])
-            else:
-                outcome.passed = 1
-            yield outcome
-    server_log = output / "log/postmaster.log"
-    if count == 0 or (running.status and running.status != "exit code 1"):
-        tail = server_log.read_text(errors="replace").splitlines()[-15:] if server_log.exists() else []
-        yield Outcome("run", failed=1, detail=[running.status or "ran nothing", *lines[-20:], *tail])
-    log = Outcome("server log")
-    log.detail = crashes(iter([server_log] if server_log.exists() else []), log)
-    if log.failed:
-        yield log
+    with Server(place, suite) as server:
+        output = server.directory
+        (output / "schedule").write_text("".join(f"test: {' '.join(line)}\n" for line in schedule))
+        running = Program(
+            [PGXS_TEST / program, f"--bindir={place.bin}", f"--inputdir={place.source / inputs}",
+             f"--outputdir={output}", f"--host={server.sockets}", "--port=5432", "--user=postgres",
+             f"--dbname={suite}", f"--schedule={output}/schedule", *options],
+            output / "output.log", place.environment(), output)
+        lines = []
+        count = 0
+        for line in running.lines():
+            lines.append(line)
+            if match := TEST_LINE.match(line):
+                count += 1
+                outcome = Outcome(match[1], seconds=int(match[4] or 0) / 1000)
+                if match[2] == "FAILED":
+                    outcome.failed = 1
+                    outcome.detail = [match[3]] * bool(match[3]) + difference(output / "regression.diffs", match[1])
+                else:
+                    outcome.passed = 1
+                yield outcome
+        if count == 0 or (running.status and running.status != "exit code 1"):
+            yield Outcome("run", failed=1, detail=[
+                running.status or "ran nothing", *lines[-15:], f"the end of {server.log}:", *server.last_lines()])
+    yield from server.crashes()
 
 
 def difference(diffs: pathlib.Path, test: str) -> list[str]:
@@ -270,10 +262,7 @@ def sql_suite(suite: str, scripts: str, extension: str) -> Suite:
                 yield prove(place, file, ["-b", f"{place.bin}/psql", "-h", server.sockets, "-U", "postgres",
                                           "-d", database, file], place.environment(), "pg_prove")
                 server.sql("postgres", f"DROP DATABASE {database} WITH (FORCE)")
-            log = Outcome("server log")
-            log.detail = crashes(iter([server.log]), log)
-        if log.failed:
-            yield log
+        yield from server.crashes()
 
     return Suite(lambda place: place.files(scripts),
                  lambda place, files: [Job(suite, "run", lambda: test(place, files))])
@@ -305,6 +294,16 @@ class Server:
         run([self.place.bin / "pg_ctl", "-D", self.directory / "data", "-m", "fast", "-s", "stop"],
             self.directory / "stop.log", self.place.environment(), self.directory)
         shutil.rmtree(self.sockets, ignore_errors=True)
+
+    def last_lines(self) -> list[str]:
+        return self.log.read_text(errors="replace").splitlines()[-15:]
+
+    def crashes(self) -> Iterator[Outcome]:
+        """None, if all is well."""
+        outcome = Outcome("server log")
+        outcome.detail = crashes(iter([self.log]), outcome)
+        if outcome.failed:
+            yield outcome
 
     def must(self, command: list[str | pathlib.Path]) -> None:
         lines, status = run(command, self.directory / "command.log", self.place.environment(), self.directory)

@@ -126,13 +126,15 @@ DECLARE
     v_company uuid;
 BEGIN
     v_company := leasehold_internal.enter_company(company, 'manager', true);
-    DELETE FROM leasehold.company_members AS m
-     WHERE m.company_id = v_company AND m.role_name = from_role::name AND m.role_name::text = from_role;
+    PERFORM FROM leasehold.company_members AS m
+      WHERE m.company_id = v_company AND m.role_name = from_role::name AND m.role_name::text = from_role FOR UPDATE;
     IF NOT FOUND THEN
         PERFORM leasehold_internal.refuse('member_not_found',
             pg_catalog.format('role "%s" is not a member of the company', pg_catalog.left(from_role, 63)));
     END IF;
+    -- first the event: who ends its own membership may write none afterwards
     PERFORM leasehold_internal.record(v_company, 'company.member_revoked', 'company_member', from_role);
+    DELETE FROM leasehold.company_members AS m WHERE m.company_id = v_company AND m.role_name = from_role::name;
 END
 $$;
 SELECT leasehold_internal.publish('leasehold_internal.revoke_company', 'instant',

@@ -155,11 +155,12 @@ subtest 'certificates' => sub {
 		'--redirect', 'http://169.254.169.254/latest/meta-data/');
 	my @loopback = ('127.0.0.0/8');
 	my $calls = sub { return $tried->counters->{methods}{initialize}; };
-	my $before = $calls->();
 
 	says("https://127.0.0.1:$good/rpc", \@loopback, qr/certificate.*during connection or TLS handshake/, 'an unknown authority is refused');
 	set_ca($ours);
 	says("https://127.0.0.1:$other_name/rpc", \@loopback, qr/certificate|peer/, 'a certificate of another name is refused');
+	# not before: a retry may have come between the new authorities and the other address
+	my $before = $calls->();
 	says("https://127.0.0.1:$expired/rpc", \@loopback, qr/certificate/, 'an expired one, too');
 	says("https://127.0.0.1:$foreign/rpc", \@loopback, qr/certificate/, 'and one of another authority');
 	says("https://127.0.0.1:$redirecting/rpc", \@loopback, qr/HTTP status 307/, 'a redirect to the metadata service is an error');

@@ -177,7 +177,7 @@ judge_status(Call *call, const HttpResponse *response)
 {
 	int64_t		retry_after = 0;
 	bool		asks_back = response->retry_after != NULL &&
-		http_parse_retry_after(response->retry_after, (int64_t) time(NULL), &retry_after);
+	http_parse_retry_after(response->retry_after, (int64_t) time(NULL), &retry_after);
 	long		status = response->status;
 	CallOutcome outcome;
 	const char *code;

@@ -30,6 +30,9 @@ our @EXPORT = qw(eventually within json quote);
 # something is broken is this reached.
 our $PATIENCE = $ENV{LEASEHOLD_TEST_PATIENCE} || 60;
 
+# whoever runs the tests, the superuser has the same name
+$ENV{PGUSER} = 'postgres';
+
 my $json = JSON::PP->new->canonical->allow_nonref;
 
 # json(value): encodes a Perl value, or decodes a text.
@@ -108,7 +111,7 @@ sub setup
 	my ($self, %options) = @_;
 
 	$self->init(
-		extra => [ '--locale=C.UTF-8', '-E', 'UTF8' ],
+		extra => [ '--locale=C.UTF-8', '-E', 'UTF8', '-U', 'postgres' ],
 		allows_streaming => $options{streaming} // 0);
 	$self->make_token_directory;
 	$self->append_conf('postgresql.conf', "shared_preload_libraries = 'leasehold'")

@@ -1,0 +1,1 @@
+SELECT leasehold_internal.record(:company::uuid, 'bench.activity', 'bench', 'subject', '{"key": "value"}');

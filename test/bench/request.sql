@@ -1,0 +1,1 @@
+SELECT leasehold.request_lease('box');
