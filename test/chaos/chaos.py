@@ -131,6 +131,17 @@ class Server:
         connection.autocommit = True
         return connection
 
+    def connect_patiently(self):
+        """For the reckoning: the last kill may just have been."""
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                return self.connect()
+            except psycopg2.OperationalError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
+
     def kill_postmaster(self):
         self.process.kill()
         self.process.wait()
@@ -290,7 +301,7 @@ def settle(server, tap):
     deadline = time.monotonic() + PATIENCE_S
     pending = None
     while time.monotonic() < deadline:
-        with server.connect() as connection, connection.cursor() as cursor:
+        with server.connect_patiently() as connection, connection.cursor() as cursor:
             cursor.execute("SELECT status, count(*) FROM leasehold.leases WHERE status NOT IN"
                            " ('released', 'expired', 'failed', 'irrevocable') GROUP BY 1")
             pending = cursor.fetchall()
@@ -304,7 +315,7 @@ def settle(server, tap):
 
 
 def rows(server, sql):
-    with server.connect() as connection, connection.cursor() as cursor:
+    with server.connect_patiently() as connection, connection.cursor() as cursor:
         cursor.execute(sql)
         return cursor.fetchall()
 

@@ -201,7 +201,9 @@ subtest 'resume' => sub {
 	eventually { calls('resume', $lease) } 'the provider is asked';
 	$node->alice("SELECT leasehold.finish_run('$fourth')");
 	$node->settles($lease, 'retained', 'the run ends meanwhile: it is parked again');
-	is((grep { $_->{leaseId} eq $lease } $provider->resources)[0]{state}, 'parked', 'at the provider, too');
+	my ($resource) = grep { $_->{leaseId} eq $lease } $provider->resources;
+	is($resource && $resource->{state}, 'parked', 'at the provider, too')
+	  or diag explain [ map { "$_->{time} $_->{method} $_->{generation}: $_->{outcome}" } $provider->requests(leaseId => $lease) ];
 
 	$node->boss('SELECT leasehold.drain_installation()');
 	$node->happens(
