@@ -42,6 +42,7 @@
 
 #include "event_loop.h"
 #include "http_client.h"
+#include "installation.h"
 #include "planning.h"
 #include "plugins.h"
 #include "queue.h"
@@ -309,6 +310,7 @@ worker_loop(void)
 			ProcessConfigFile(PGC_SIGHUP);
 			worker.capacity = worker_capacity();
 			plugins_forget();
+			installation_look_again();
 			next_check = next_housekeeping = 0;
 		}
 
