@@ -160,6 +160,8 @@ DECLARE
 BEGIN
     IF pg_catalog.cardinality(allow_addresses) > 100 THEN
         PERFORM leasehold_internal.refuse('argument_too_large', 'argument "allow_addresses" has more than 100 networks');
+    ELSIF EXISTS (SELECT FROM pg_catalog.unnest(allow_addresses) AS a WHERE a IS NULL) THEN
+        PERFORM leasehold_internal.refuse('argument_invalid', 'argument "allow_addresses" must not contain null');
     END IF;
     BEGIN
         SELECT COALESCE(pg_catalog.array_agg(a::cidr), '{}') INTO v_result
@@ -295,7 +297,7 @@ BEGIN
            updated_at = pg_catalog.now()
      WHERE p.key = plugin;
     IF NOT FOUND THEN
-        PERFORM leasehold_internal.refuse('plugin_not_found', pg_catalog.format('plugin "%s" does not exist', plugin));
+        PERFORM leasehold_internal.refuse('plugin_not_found', pg_catalog.format('plugin "%s" does not exist', pg_catalog.left(plugin, 63)));
     END IF;
     IF update_plugin.manifest IS NOT NULL THEN
         PERFORM leasehold_internal.store_providers(plugin, update_plugin.manifest);
@@ -320,7 +322,7 @@ BEGIN
        SET status = set_plugin_status.status, last_error = NULL, updated_at = pg_catalog.now()
      WHERE p.key = plugin;
     IF NOT FOUND THEN
-        PERFORM leasehold_internal.refuse('plugin_not_found', pg_catalog.format('plugin "%s" does not exist', plugin));
+        PERFORM leasehold_internal.refuse('plugin_not_found', pg_catalog.format('plugin "%s" does not exist', pg_catalog.left(plugin, 63)));
     END IF;
     PERFORM leasehold_internal.record(leasehold_internal.no_company(), action, 'plugin', plugin);
 END
@@ -364,7 +366,7 @@ BEGIN
     PERFORM leasehold_internal.enter_admin();
     PERFORM FROM leasehold.plugins AS p WHERE p.key = plugin FOR UPDATE;
     IF NOT FOUND THEN
-        PERFORM leasehold_internal.refuse('plugin_not_found', pg_catalog.format('plugin "%s" does not exist', plugin));
+        PERFORM leasehold_internal.refuse('plugin_not_found', pg_catalog.format('plugin "%s" does not exist', pg_catalog.left(plugin, 63)));
     END IF;
     SELECT pg_catalog.count(*) INTO v_environments
       FROM leasehold_internal.environments AS e JOIN leasehold.providers AS p ON p.key = e.provider
