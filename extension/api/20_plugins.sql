@@ -67,7 +67,8 @@ DECLARE
 BEGIN
     PERFORM leasehold_internal.check_object('manifest', manifest, 262144);
     v_problem := CASE
-        WHEN COALESCE(manifest ->> 'id', '') !~ '^[a-z0-9][a-z0-9._-]{0,62}$'
+        WHEN pg_catalog.jsonb_typeof(manifest -> 'id') IS DISTINCT FROM 'string'
+             OR manifest ->> 'id' !~ '^[a-z0-9][a-z0-9._-]{0,62}$'
             THEN 'id must be a key: lower-case letters, digits, ".", "_", "-", at most 63'
         WHEN pg_catalog.jsonb_typeof(manifest -> 'apiVersion') IS DISTINCT FROM 'number'
              OR manifest -> 'apiVersion' <> '1'
@@ -89,15 +90,17 @@ BEGIN
         SELECT CASE
             WHEN pg_catalog.jsonb_typeof(d.driver) <> 'object'
                 THEN 'a driver must be an object'
-            WHEN COALESCE(d.driver ->> 'driverKey', '') !~ '^[a-z0-9][a-z0-9._-]{0,62}$'
+            WHEN pg_catalog.jsonb_typeof(d.driver -> 'driverKey') IS DISTINCT FROM 'string'
+                 OR d.driver ->> 'driverKey' !~ '^[a-z0-9][a-z0-9._-]{0,62}$'
                 THEN 'driverKey must be a key: lower-case letters, digits, ".", "_", "-", at most 63'
-            WHEN COALESCE(d.driver ->> 'kind', 'environment_driver') NOT IN ('environment_driver', 'sandbox_provider')
+            WHEN d.driver -> 'kind' NOT IN ('"environment_driver"', '"sandbox_provider"')
                 THEN 'kind must be "environment_driver" or "sandbox_provider"'
             WHEN pg_catalog.jsonb_typeof(d.driver -> 'displayName') IS DISTINCT FROM 'string'
                  OR pg_catalog.length(d.driver ->> 'displayName') NOT BETWEEN 1 AND 100
                 THEN 'displayName of a driver must be a text of 1 to 100 characters'
-            WHEN pg_catalog.length(d.driver ->> 'description') > 500
-                THEN 'description of a driver must have at most 500 characters'
+            WHEN pg_catalog.jsonb_typeof(d.driver -> 'description') <> 'string'
+                 OR pg_catalog.length(d.driver ->> 'description') > 500
+                THEN 'description of a driver must be a text of at most 500 characters'
             WHEN pg_catalog.jsonb_typeof(d.driver -> 'configSchema') IS DISTINCT FROM 'object'
                 THEN 'configSchema of a driver must be a JSON Schema object'
             WHEN COALESCE(pg_catalog.jsonb_typeof(d.driver -> 'supportsReusableLeases'), 'boolean') <> 'boolean'
