@@ -290,14 +290,17 @@ def settle(server, tap):
     deadline = time.monotonic() + PATIENCE_S
     pending = None
     while time.monotonic() < deadline:
-        with server.connect() as connection, connection.cursor() as cursor:
-            cursor.execute("SELECT status, count(*) FROM leasehold.leases WHERE status NOT IN"
-                           " ('released', 'expired', 'failed', 'irrevocable') GROUP BY 1")
-            pending = cursor.fetchall()
-            cursor.execute("SELECT count(*) FROM leasehold_internal.calls WHERE operation = 'destroy_stray'")
-            strays = cursor.fetchone()[0]
-        if not pending and not strays:
-            return True
+        try:
+            with server.connect() as connection, connection.cursor() as cursor:
+                cursor.execute("SELECT status, count(*) FROM leasehold.leases WHERE status NOT IN"
+                               " ('released', 'expired', 'failed', 'irrevocable') GROUP BY 1")
+                pending = cursor.fetchall()
+                cursor.execute("SELECT count(*) FROM leasehold_internal.calls WHERE operation = 'destroy_stray'")
+                strays = cursor.fetchone()[0]
+            if not pending and not strays:
+                return True
+        except psycopg2.OperationalError:
+            pass    # the last kill: the server is coming up again
         time.sleep(0.3)
     tap.note(f"still under way: {pending}")
     return False
