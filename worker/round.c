@@ -230,7 +230,7 @@ read_installation(void)
 					" COALESCE((SELECT i.paused FROM leasehold_internal.installation AS i LIMIT 1), false),"
 					" (SELECT i.paused_reason FROM leasehold_internal.installation AS i LIMIT 1),"
 					" EXISTS (SELECT FROM leasehold_internal.installation),"
-					/* asking for the epoch is what makes us hear of changes */
+	/* asking for the epoch is what makes us hear of changes */
 					" leasehold_internal.current_epoch()",
 					true, 1) != SPI_OK_SELECT || SPI_processed != 1)
 		elog(ERROR, "could not read the installation");
@@ -255,7 +255,10 @@ read_installation(void)
 	}
 	else
 	{
-		/* a restore brings leases before their installation: nothing may be done with them */
+		/*
+		 * a restore brings leases before their installation: nothing may be
+		 * done with them
+		 */
 		installation_state = DatumGetBool(SPI_getbinval(row, desc, 4, &isnull)) ? ROUND_SERVING : ROUND_EMPTY;
 		set_shared_state(WORKER_RUNNING, NULL);
 	}
