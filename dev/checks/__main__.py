@@ -17,7 +17,8 @@ import time
 
 import lint
 import suites
-from jobs import Job, Outcome, Place, adopt_orphans, end_leftovers, stop_programs
+from jobs import Job, Outcome, Place, stop_programs
+from processes import adopt_orphans, end_descendants
 
 SLOTS = 2
 UNSANITIZED = ("doubles", "lint")  # these run no code that could have been built so
@@ -135,7 +136,7 @@ def main() -> int:
         pool.shutdown(wait=False, cancel_futures=True)
         stop_programs()
     pool.shutdown()
-    left = end_leftovers()
+    left = end_descendants()
     if left and not interrupted:
         report.add("cleanup", Outcome("left running", failed=1, detail=left))
     if place.sanitized:
