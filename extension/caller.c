@@ -332,6 +332,11 @@ leasehold_visible_companies(PG_FUNCTION_ARGS)
 	int			count = 0;
 	Datum		one;
 
+	if (level == LEVEL_NONE)
+		ereport(ERROR,
+				(leasehold_error(LHE_ARGUMENT_INVALID),
+				 errmsg("argument \"level\" has a value that is not allowed"),
+				 errhint("Allowed: viewer, user, manager.")));
 	if (in_frame && current_frame->has_company)
 		scope = current_frame->company;
 	else if (in_frame && current_frame->all_companies)

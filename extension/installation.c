@@ -39,6 +39,7 @@ static bool paused;
 static char paused_reason[256];
 
 static Oid	installation_relid = InvalidOid;
+static Oid	hosts_relid = InvalidOid;
 static uint64 change_count = 0;
 
 static void read_row(void);
@@ -55,6 +56,12 @@ uint64
 installation_change_count(void)
 {
 	return change_count;
+}
+
+void
+installation_look_again(void)
+{
+	change_count++;
 }
 
 /*
@@ -140,6 +147,7 @@ read_row(void)
 	HeapTuple	tuple;
 
 	installation_relid = get_relname_relid("installation", get_namespace_oid("leasehold_internal", false));
+	hosts_relid = get_relname_relid("allowed_hosts", get_namespace_oid("leasehold_internal", false));
 	rel = table_open(installation_relid, AccessShareLock);
 	epoch = 0;
 	paused = false;
@@ -187,7 +195,7 @@ leasehold_relation_changed(PG_FUNCTION_ARGS)
 static void
 invalidate_row(Datum arg, Oid relid)
 {
-	if (relid == InvalidOid || relid == installation_relid)
+	if (relid == InvalidOid || relid == installation_relid || relid == hosts_relid)
 	{
 		row_known = false;
 		change_count++;

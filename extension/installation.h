@@ -14,6 +14,9 @@ extern void installation_init(void);
  */
 extern uint64 installation_change_count(void);
 
+/* Counts as a change: a setting that says where we are may have changed. */
+extern void installation_look_again(void);
+
 /* Whether pause_worker() was called, and with which reason, "" for none. */
 extern bool installation_is_paused(const char **reason);
 

@@ -23,6 +23,7 @@ PG_FUNCTION_INFO_V1(leasehold_worker_states);
 PG_FUNCTION_INFO_V1(leasehold_provider_states);
 PG_FUNCTION_INFO_V1(leasehold_request_breaker_reset);
 
+static const char *reason_without_entry(void);
 static void copy_worker(SharedWorker *to, SharedWorker *from);
 static void put_count(Datum *value, uint64 count);
 
@@ -49,7 +50,7 @@ service_is_available(char **reason, LeaseholdError *error)
 	entry = shared_find_database(MyDatabaseId, false);
 	if (entry == NULL)
 	{
-		*reason = pstrdup("no worker serves this database");
+		*reason = pstrdup(reason_without_entry());
 		return false;
 	}
 
@@ -122,7 +123,9 @@ leasehold_worker_states(PG_FUNCTION_ARGS)
 		reason = worker.reason;
 		if (shared_state == NULL)
 			reason = "leasehold is not in shared_preload_libraries";
-		else if (reason[0] == '\0' && entry != NULL)
+		else if (entry == NULL)
+			reason = reason_without_entry();
+		else if (reason[0] == '\0')
 			reason = entry->complaint;
 
 		values[0] = Int32GetDatum(w);
@@ -215,6 +218,16 @@ leasehold_request_breaker_reset(PG_FUNCTION_ARGS)
 	if (found)
 		shared_wake_workers(entry);
 	PG_RETURN_BOOL(found);
+}
+
+/* Why a database has no entry in shared memory, where there is some. */
+static const char *
+reason_without_entry(void)
+{
+	if (shared_is_full())
+		return psprintf("workers are kept for %d databases at most, and that many have leasehold already (leasehold.max_databases)",
+						shared_state->max_databases);
+	return "no worker serves this database";
 }
 
 static void

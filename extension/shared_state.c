@@ -115,6 +115,18 @@ shared_find_database(Oid database, bool create)
 	return result;
 }
 
+bool
+shared_is_full(void)
+{
+	bool		full = true;
+
+	LWLockAcquire(shared_state->lock, LW_SHARED);
+	for (int i = 0; i < shared_state->max_databases && full; i++)
+		full = OidIsValid(shared_state->databases[i].oid);
+	LWLockRelease(shared_state->lock);
+	return full;
+}
+
 void
 shared_announce_database(Oid database)
 {

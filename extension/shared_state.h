@@ -111,6 +111,9 @@ extern void shared_state_init(void);
  */
 extern SharedDatabase *shared_find_database(Oid database, bool create);
 
+/* Whether no other database can have an entry. */
+extern bool shared_is_full(void);
+
 /*
  * Says that a database has the extension; or, by a worker that found none, that
  * it has not, unless that was said since the count was read.

@@ -180,7 +180,8 @@ round_check(void)
 	StartTransactionCommand();
 	CommitTransactionCommand();
 	MemoryContextSwitchTo(round_context);
-	if (installation_seen == installation_change_count() && installation_state != ROUND_NO_EXTENSION)
+	if (installation_seen == installation_change_count() && installation_state != ROUND_NO_EXTENSION &&
+		installation_state != ROUND_EMPTY)
 		return installation_state;
 	if (!in_transaction("looking at the installation", check_work, &state))
 		set_shared_state(WORKER_ABSENT, "the state of the installation could not be read; see the server log");
@@ -228,6 +229,8 @@ read_installation(void)
 	if (SPI_execute("SELECT leasehold_internal.hold_reason(),"
 					" COALESCE((SELECT i.paused FROM leasehold_internal.installation AS i LIMIT 1), false),"
 					" (SELECT i.paused_reason FROM leasehold_internal.installation AS i LIMIT 1),"
+					" EXISTS (SELECT FROM leasehold_internal.installation),"
+	/* asking for the epoch is what makes us hear of changes */
 					" leasehold_internal.current_epoch()",
 					true, 1) != SPI_OK_SELECT || SPI_processed != 1)
 		elog(ERROR, "could not read the installation");
@@ -252,7 +255,11 @@ read_installation(void)
 	}
 	else
 	{
-		installation_state = ROUND_SERVING;
+		/*
+		 * a restore brings leases before their installation: nothing may be
+		 * done with them
+		 */
+		installation_state = DatumGetBool(SPI_getbinval(row, desc, 4, &isnull)) ? ROUND_SERVING : ROUND_EMPTY;
 		set_shared_state(WORKER_RUNNING, NULL);
 	}
 }

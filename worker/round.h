@@ -12,6 +12,7 @@ typedef enum RoundState
 	ROUND_SERVING,
 	ROUND_PAUSED,				/* answers and deadlines only */
 	ROUND_HELD,					/* this is a copy: nothing at all */
+	ROUND_EMPTY,				/* no installation yet, or one that is being restored: the same */
 	ROUND_UNSUPPORTED,			/* SQL objects of another version */
 	ROUND_NO_EXTENSION
 } RoundState;

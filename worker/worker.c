@@ -42,6 +42,7 @@
 
 #include "event_loop.h"
 #include "http_client.h"
+#include "installation.h"
 #include "planning.h"
 #include "plugins.h"
 #include "queue.h"
@@ -66,6 +67,7 @@ static void worker_loop(void) pg_attribute_noreturn();
 static int64 worker_wait_ms(TimestampTz now, TimestampTz next, TimestampTz next_housekeeping, TimestampTz next_check);
 static void worker_publish(void);
 static bool answers_waiting(TimestampTz now, TimestampTz *next);
+static bool may_write(RoundState state);
 
 void
 leasehold_worker_main(Datum main_arg)
@@ -308,6 +310,7 @@ worker_loop(void)
 			ProcessConfigFile(PGC_SIGHUP);
 			worker.capacity = worker_capacity();
 			plugins_forget();
+			installation_look_again();
 			next_check = next_housekeeping = 0;
 		}
 
@@ -322,13 +325,13 @@ worker_loop(void)
 			state = round_check();
 			if (state == ROUND_NO_EXTENSION)
 				leave_database(announcements);
-			if (state == ROUND_SERVING && was != ROUND_SERVING && was != ROUND_PAUSED)
+			if (may_write(state) && !may_write(was))
 			{
 				round_recover();
 				check = true;
 				next_housekeeping = 0;
 			}
-			if ((state == ROUND_SERVING || state == ROUND_PAUSED) && now >= next_housekeeping)
+			if (may_write(state) && now >= next_housekeeping)
 			{
 				round_housekeep();
 				next_housekeeping = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
@@ -382,6 +385,13 @@ answers_waiting(TimestampTz now, TimestampTz *next)
 			*next = call->apply_after;
 	}
 	return false;
+}
+
+/* Whether this is our installation, whose rows we may change. */
+static bool
+may_write(RoundState state)
+{
+	return state == ROUND_SERVING || state == ROUND_PAUSED;
 }
 
 void

@@ -121,12 +121,17 @@ BEGIN
     SELECT e.key INTO bad
       FROM pg_catalog.jsonb_each(value) AS e
      WHERE e.key OPERATOR(pg_catalog.!~) '^[A-Za-z_][A-Za-z0-9_]{0,254}$'
-        OR pg_catalog.jsonb_typeof(e.value) NOT IN ('string', 'object')
+        OR NOT CASE pg_catalog.jsonb_typeof(e.value)
+               WHEN 'string' THEN true
+               -- {"$secret": "<key>"} or {"$secret": {"id": …, "version": …}}
+               WHEN 'object' THEN e.value OPERATOR(pg_catalog.-) '$secret' OPERATOR(pg_catalog.=) '{}'
+                                  AND pg_catalog.jsonb_typeof(e.value OPERATOR(pg_catalog.->) '$secret') IN ('string', 'object')
+               ELSE false END
      LIMIT 1;
     IF FOUND THEN
         PERFORM leasehold_internal.refuse('argument_invalid',
             pg_catalog.format('argument "%s" is not a set of environment variables', argument),
-            'Names are letters, digits and underscores and do not start with a digit; values are strings or references.',
+            'Names are letters, digits and underscores and do not start with a digit; values are strings or references {"$secret": …}.',
             pg_catalog.jsonb_build_object('variable', pg_catalog.left(bad, 100)));
     END IF;
     RETURN value;

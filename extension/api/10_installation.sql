@@ -53,6 +53,11 @@ COMMENT ON FUNCTION leasehold_internal.installation_changed() IS
     'Tells backends and workers to read the installation again';
 CREATE TRIGGER installation_changed AFTER INSERT OR UPDATE OR DELETE ON leasehold_internal.installation
     FOR EACH STATEMENT EXECUTE FUNCTION leasehold_internal.installation_changed();
+CREATE TRIGGER installation_changed AFTER INSERT OR UPDATE OR DELETE ON leasehold_internal.allowed_hosts
+    FOR EACH STATEMENT EXECUTE FUNCTION leasehold_internal.installation_changed();
+-- in a restore that switches triggers off, too
+ALTER TABLE leasehold_internal.installation ENABLE ALWAYS TRIGGER installation_changed;
+ALTER TABLE leasehold_internal.allowed_hosts ENABLE ALWAYS TRIGGER installation_changed;
 
 -- Writes the stamp if there is none; with it the audit trail begins, whose first
 -- partitions must be there before its first rows.

@@ -67,7 +67,8 @@ DECLARE
 BEGIN
     PERFORM leasehold_internal.check_object('manifest', manifest, 262144);
     v_problem := CASE
-        WHEN COALESCE(manifest ->> 'id', '') !~ '^[a-z0-9][a-z0-9._-]{0,62}$'
+        WHEN pg_catalog.jsonb_typeof(manifest -> 'id') IS DISTINCT FROM 'string'
+             OR manifest ->> 'id' !~ '^[a-z0-9][a-z0-9._-]{0,62}$'
             THEN 'id must be a key: lower-case letters, digits, ".", "_", "-", at most 63'
         WHEN pg_catalog.jsonb_typeof(manifest -> 'apiVersion') IS DISTINCT FROM 'number'
              OR manifest -> 'apiVersion' <> '1'
@@ -89,15 +90,17 @@ BEGIN
         SELECT CASE
             WHEN pg_catalog.jsonb_typeof(d.driver) <> 'object'
                 THEN 'a driver must be an object'
-            WHEN COALESCE(d.driver ->> 'driverKey', '') !~ '^[a-z0-9][a-z0-9._-]{0,62}$'
+            WHEN pg_catalog.jsonb_typeof(d.driver -> 'driverKey') IS DISTINCT FROM 'string'
+                 OR d.driver ->> 'driverKey' !~ '^[a-z0-9][a-z0-9._-]{0,62}$'
                 THEN 'driverKey must be a key: lower-case letters, digits, ".", "_", "-", at most 63'
-            WHEN COALESCE(d.driver ->> 'kind', 'environment_driver') NOT IN ('environment_driver', 'sandbox_provider')
+            WHEN d.driver -> 'kind' NOT IN ('"environment_driver"', '"sandbox_provider"')
                 THEN 'kind must be "environment_driver" or "sandbox_provider"'
             WHEN pg_catalog.jsonb_typeof(d.driver -> 'displayName') IS DISTINCT FROM 'string'
                  OR pg_catalog.length(d.driver ->> 'displayName') NOT BETWEEN 1 AND 100
                 THEN 'displayName of a driver must be a text of 1 to 100 characters'
-            WHEN pg_catalog.length(d.driver ->> 'description') > 500
-                THEN 'description of a driver must have at most 500 characters'
+            WHEN pg_catalog.jsonb_typeof(d.driver -> 'description') <> 'string'
+                 OR pg_catalog.length(d.driver ->> 'description') > 500
+                THEN 'description of a driver must be a text of at most 500 characters'
             WHEN pg_catalog.jsonb_typeof(d.driver -> 'configSchema') IS DISTINCT FROM 'object'
                 THEN 'configSchema of a driver must be a JSON Schema object'
             WHEN COALESCE(pg_catalog.jsonb_typeof(d.driver -> 'supportsReusableLeases'), 'boolean') <> 'boolean'
@@ -160,6 +163,8 @@ DECLARE
 BEGIN
     IF pg_catalog.cardinality(allow_addresses) > 100 THEN
         PERFORM leasehold_internal.refuse('argument_too_large', 'argument "allow_addresses" has more than 100 networks');
+    ELSIF EXISTS (SELECT FROM pg_catalog.unnest(allow_addresses) AS a WHERE a IS NULL) THEN
+        PERFORM leasehold_internal.refuse('argument_invalid', 'argument "allow_addresses" must not contain null');
     END IF;
     BEGIN
         SELECT COALESCE(pg_catalog.array_agg(a::cidr), '{}') INTO v_result
@@ -295,7 +300,7 @@ BEGIN
            updated_at = pg_catalog.now()
      WHERE p.key = plugin;
     IF NOT FOUND THEN
-        PERFORM leasehold_internal.refuse('plugin_not_found', pg_catalog.format('plugin "%s" does not exist', plugin));
+        PERFORM leasehold_internal.refuse('plugin_not_found', pg_catalog.format('plugin "%s" does not exist', pg_catalog.left(plugin, 63)));
     END IF;
     IF update_plugin.manifest IS NOT NULL THEN
         PERFORM leasehold_internal.store_providers(plugin, update_plugin.manifest);
@@ -320,7 +325,7 @@ BEGIN
        SET status = set_plugin_status.status, last_error = NULL, updated_at = pg_catalog.now()
      WHERE p.key = plugin;
     IF NOT FOUND THEN
-        PERFORM leasehold_internal.refuse('plugin_not_found', pg_catalog.format('plugin "%s" does not exist', plugin));
+        PERFORM leasehold_internal.refuse('plugin_not_found', pg_catalog.format('plugin "%s" does not exist', pg_catalog.left(plugin, 63)));
     END IF;
     PERFORM leasehold_internal.record(leasehold_internal.no_company(), action, 'plugin', plugin);
 END
@@ -364,7 +369,7 @@ BEGIN
     PERFORM leasehold_internal.enter_admin();
     PERFORM FROM leasehold.plugins AS p WHERE p.key = plugin FOR UPDATE;
     IF NOT FOUND THEN
-        PERFORM leasehold_internal.refuse('plugin_not_found', pg_catalog.format('plugin "%s" does not exist', plugin));
+        PERFORM leasehold_internal.refuse('plugin_not_found', pg_catalog.format('plugin "%s" does not exist', pg_catalog.left(plugin, 63)));
     END IF;
     SELECT pg_catalog.count(*) INTO v_environments
       FROM leasehold_internal.environments AS e JOIN leasehold.providers AS p ON p.key = e.provider

@@ -22,14 +22,13 @@ CREATE TABLE leasehold_internal.runs (
     metadata               jsonb NOT NULL DEFAULT '{}',
     created_at             timestamptz NOT NULL DEFAULT pg_catalog.now(),
     PRIMARY KEY (company_id, id),
-    -- a lost run is retried at most once
+    -- a lost run is retried at most once (no key to the table itself: pg_dump would warn of a circle)
     CONSTRAINT runs_one_retry UNIQUE (company_id, retry_of_run_id),
     FOREIGN KEY (company_id, agent_id) REFERENCES leasehold_internal.agents,
     FOREIGN KEY (company_id, issue_id) REFERENCES leasehold_internal.issues,
     FOREIGN KEY (company_id, project_id) REFERENCES leasehold_internal.projects,
     FOREIGN KEY (company_id, routine_id) REFERENCES leasehold_internal.routines,
-    FOREIGN KEY (company_id, execution_workspace_id) REFERENCES leasehold_internal.execution_workspaces,
-    FOREIGN KEY (company_id, retry_of_run_id) REFERENCES leasehold_internal.runs
+    FOREIGN KEY (company_id, execution_workspace_id) REFERENCES leasehold_internal.execution_workspaces
 ) WITH (fillfactor = 80);
 COMMENT ON TABLE leasehold_internal.runs IS 'Runs: see the view leasehold.runs';
 SELECT leasehold_internal.protect('leasehold_internal.runs', 'viewer');

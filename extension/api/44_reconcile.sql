@@ -62,16 +62,19 @@ BEGIN
               FROM pg_catalog.jsonb_array_elements(listed::jsonb) AS h
         ), unclaimed AS (
             SELECT h.* FROM held AS h
-             WHERE NOT EXISTS (SELECT FROM leasehold_internal.provider_resources AS r
-                                WHERE r.provider = v_call.provider AND r.provider_lease_id = h.provider_lease_id)
+             -- by whatever provider: a list may show what other drivers of the same account made
+             WHERE NOT EXISTS (SELECT FROM leasehold.providers AS p
+                                 JOIN leasehold_internal.provider_resources AS r ON r.provider = p.key
+                                WHERE r.provider_lease_id = h.provider_lease_id)
                AND NOT EXISTS (SELECT FROM leasehold_internal.calls AS c
                                 WHERE c.company_id = v_call.company_id AND c.operation = 'destroy_stray'
                                   AND c.payload ->> 'providerLeaseId' = h.provider_lease_id)
         ), stray AS (
-            -- not claimed, and no request is under way that it may be the answer to
+            -- not held by a lease, and no request is under way that it may be the answer to
             SELECT u.* FROM unclaimed AS u
              WHERE NOT EXISTS (SELECT FROM leasehold.leases AS l
-                                WHERE l.id::text = u.lease_id AND l.provider_lease_id IS NULL
+                                WHERE l.id::text = u.lease_id
+                                  AND (l.provider_lease_id IS NULL OR l.provider_lease_id = u.provider_lease_id)
                                   AND leasehold_internal.may_have_resource(l.status))
         ), queued AS (
             INSERT INTO leasehold_internal.calls

@@ -19,7 +19,7 @@ use parent -norequire, 'PostgreSQL::Test::Cluster';
 use Carp;
 use JSON::PP ();
 use PostgreSQL::Test::Cluster;
-use PostgreSQL::Test::Utils;
+use PostgreSQL::Test::Utils ();
 use Test::More;
 use Time::HiRes qw(sleep time);
 
