@@ -70,7 +70,7 @@ def tap_jobs(place: Place, files: list[str]) -> list[Job]:
         (directory / "tmp_check").mkdir(parents=True)
         environment = place.environment(
             PERL5LIB=f"{PGXS_TEST}/perl", PG_REGRESS=f"{PGXS_TEST}/regress/pg_regress",
-            PG_TEST_PORT_DIR=str(place.output / "ports"), REGRESS_SHLIB="",
+            PG_TEST_PORT_DIR=str(place.output / "ports"),
             TESTDIR=str(directory), TESTDATADIR=str(directory / "tmp_check"),
             TESTLOGDIR=str(directory / "tmp_check/log"))
         outcome = prove(place, file, [file], environment)
