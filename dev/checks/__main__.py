@@ -68,19 +68,16 @@ def choose(place: Place, selection: list[str]) -> list[Job]:
     available = suites.ALL | {"lint": lint.SUITE}
     if place.sanitized:
         available = {name: suite for name, suite in available.items() if name not in UNSANITIZED}
+    files = {name: suite.files(place) for name, suite in available.items()}
     patterns = [word for word in selection if word not in available]
-    unused = set(patterns)
+    for pattern in patterns:
+        if not any(chosen(some, [pattern]) for some in files.values()):
+            sys.exit(f"error: no suite and no file of tests is called {pattern}")
     jobs: list[Job] = []
     for name, suite in available.items():
-        files = suite.files(place)
-        if name not in selection and selection:
-            everything = files
-            files = chosen(everything, patterns)
-            unused -= {p for p in unused if chosen(everything, [p])}
-        if files:
-            jobs += suite.jobs(place, files)
-    if unused:
-        sys.exit(f"error: no suite and no file of tests is called {', '.join(sorted(unused))}")
+        wanted = files[name] if name in selection or not selection else chosen(files[name], patterns)
+        if wanted:
+            jobs += suite.jobs(place, wanted)
     return jobs
 
 
