@@ -164,7 +164,7 @@ copy_sources() {
 # With SANITIZE set, its postgres is a script that starts the real one with the
 # sanitizers' library and has their reports written to WORK/reports.
 make_private_pg() {
-    made_from="4 ${SANITIZE:-plain} $("$SYSTEM_PG/bin/postgres" --version)"
+    made_from="5 ${SANITIZE:-plain} $("$SYSTEM_PG/bin/postgres" --version)"
     if [ "$(cat "$WORK/pg/.from" 2>/dev/null)" != "$made_from" ]; then rm -rf "$WORK/pg"; fi
 
     as_server_user sh -eu -c '
@@ -194,9 +194,10 @@ make_private_pg() {
         fi
         printf "%s\n" "$made_from" >pg/.from
         ' sh "$made_from" "$SYSTEM_PG" "$SYSTEM_SHARE" "$SYSTEM_INCLUDE" "${SANITIZE:-}" "$WORK/src/dev/sanitize.c" <<SCRIPT
-#!/bin/sh
+#!/bin/bash
+# under its own name, which \`pg_ctl restart\` will want to start
 export LD_PRELOAD='$WORK/pg/sanitize.so $(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libubsan.so)'
-exec '$BIN/postgres.real' "\$@"
+exec -a "\$0" '$BIN/postgres.real' "\$@"
 SCRIPT
 }
 

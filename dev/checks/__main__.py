@@ -17,7 +17,8 @@ import time
 
 import lint
 import suites
-from jobs import Job, Outcome, Place, adopt_orphans, end_leftovers, stop_programs
+from jobs import Job, Outcome, Place, stop_programs
+from processes import adopt_orphans, end_descendants
 
 SLOTS = 2
 UNSANITIZED = ("doubles", "lint")  # these run no code that could have been built so
@@ -67,19 +68,16 @@ def choose(place: Place, selection: list[str]) -> list[Job]:
     available = suites.ALL | {"lint": lint.SUITE}
     if place.sanitized:
         available = {name: suite for name, suite in available.items() if name not in UNSANITIZED}
+    files = {name: suite.files(place) for name, suite in available.items()}
     patterns = [word for word in selection if word not in available]
-    unused = set(patterns)
+    for pattern in patterns:
+        if not any(chosen(some, [pattern]) for some in files.values()):
+            sys.exit(f"error: no suite and no file of tests is called {pattern}")
     jobs: list[Job] = []
     for name, suite in available.items():
-        files = suite.files(place)
-        if name not in selection and selection:
-            everything = files
-            files = chosen(everything, patterns)
-            unused -= {p for p in unused if chosen(everything, [p])}
-        if files:
-            jobs += suite.jobs(place, files)
-    if unused:
-        sys.exit(f"error: no suite and no file of tests is called {', '.join(sorted(unused))}")
+        wanted = files[name] if name in selection or not selection else chosen(files[name], patterns)
+        if wanted:
+            jobs += suite.jobs(place, wanted)
     return jobs
 
 
@@ -135,7 +133,7 @@ def main() -> int:
         pool.shutdown(wait=False, cancel_futures=True)
         stop_programs()
     pool.shutdown()
-    left = end_leftovers()
+    left = end_descendants()
     if left and not interrupted:
         report.add("cleanup", Outcome("left running", failed=1, detail=left))
     if place.sanitized:

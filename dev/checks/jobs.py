@@ -1,23 +1,20 @@
-"""Jobs, what comes out of them, and the programs that they run.
-
-Everything that a job starts is a descendant of this process, which adopts what
-outlives its parent, so that nothing can be left running unseen.
-"""
+"""Jobs, what comes out of them, and the programs that they run."""
 
 from __future__ import annotations
 
-import ctypes
 import os
 import pathlib
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+import processes
+
 JOB_LIMIT = 900  # seconds; a test that takes longer hangs
-PR_SET_CHILD_SUBREAPER = 36
 
 
 @dataclass
@@ -71,14 +68,19 @@ class Place:
 
 
 class Program:
-    """A running program in a process group of its own, and its output."""
+    """A running program in a process group of its own, and its output.
+
+    One that is kept may not leave anything running: see processes.py.
+    """
 
     running: set[Program] = set()
     stopping = False
 
     def __init__(self, command: list[str | pathlib.Path], log: pathlib.Path,
                  environment: dict[str, str], directory: pathlib.Path,
-                 limit: float = JOB_LIMIT) -> None:
+                 limit: float = JOB_LIMIT, kept: bool = False) -> None:
+        if kept:
+            command = [sys.executable, processes.__file__, *command]
         log.parent.mkdir(parents=True, exist_ok=True)
         self.log = log
         self.timed_out = False
@@ -101,7 +103,7 @@ class Program:
     def kill(self) -> None:
         try:
             os.killpg(self.process.pid, signal.SIGTERM)
-            self.process.wait(5)
+            self.process.wait(10)
         except ProcessLookupError:
             pass
         except subprocess.TimeoutExpired:
@@ -124,16 +126,19 @@ class Program:
         if self.timed_out:
             return "took too long and was ended"
         code = self.process.returncode
-        if code < 0:
-            return f"ended by {signal.Signals(-code).name}"
+        ended_by = code - 128 if code > 128 else -code
+        if ended_by in signal.valid_signals():
+            return f"ended by {signal.Signals(ended_by).name}"
+        if code == processes.LEFT_RUNNING:
+            return "left something running"
         return f"exit code {code}" if code != 0 else None
 
 
 def run(command: list[str | pathlib.Path], log: pathlib.Path,
         environment: dict[str, str], directory: pathlib.Path,
-        limit: float = JOB_LIMIT) -> tuple[list[str], str | None]:
+        limit: float = JOB_LIMIT, kept: bool = False) -> tuple[list[str], str | None]:
     """What it printed, and how it failed."""
-    program = Program(command, log, environment, directory, limit)
+    program = Program(command, log, environment, directory, limit, kept)
     return list(program.lines()), program.status
 
 
@@ -141,86 +146,7 @@ def since(begin: float) -> float:
     return time.monotonic() - begin
 
 
-def adopt_orphans() -> None:
-    """A killed postmaster that is not waited for looks alive to whoever wants to start it again."""
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    threading.Thread(target=reap_adopted, daemon=True).start()
-
-
-def reap_adopted() -> None:
-    """Waits for adopted children that have ended; our own are of this session, or programs."""
-    while True:
-        time.sleep(0.05)
-        own = {program.process.pid for program in list(Program.running)}
-        for entry in os.listdir("/proc"):
-            if not entry.isdigit() or int(entry) in own:
-                continue
-            try:
-                stat = pathlib.Path("/proc", entry, "stat").read_text()
-                state, parent, _, session = stat.rpartition(")")[2].split()[:4]
-                if state == "Z" and int(parent) == os.getpid() and int(session) != os.getsid(0):
-                    os.waitpid(int(entry), os.WNOHANG)
-            except (OSError, ChildProcessError):
-                continue
-
-
 def stop_programs() -> None:
     Program.stopping = True
     for program in list(Program.running):
         program.kill()
-
-
-def end_leftovers() -> list[str]:
-    """Ends every descendant that is still there; returns their command lines."""
-    found = {pid: command_line(pid) for pid in descendants(os.getpid())}
-    found = {pid: line for pid, line in found.items() if line}
-    for pid, line in found.items():
-        # a postmaster ends its children and removes its shared memory
-        send(pid, signal.SIGQUIT if "postgres" in line else signal.SIGTERM)
-    deadline = time.monotonic() + 5
-    while any(command_line(pid) for pid in found) and time.monotonic() < deadline:
-        time.sleep(0.05)
-        reap()
-    for pid in found:
-        send(pid, signal.SIGKILL)
-    reap()
-    return sorted(set(found.values()))
-
-
-def descendants(ancestor: int) -> list[int]:
-    parents = {}
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            try:
-                stat = pathlib.Path("/proc", entry, "stat").read_text()
-            except OSError:
-                continue
-            parents[int(entry)] = int(stat.rpartition(")")[2].split()[1])
-    found = [ancestor]
-    for pid in found:
-        found.extend(child for child, parent in parents.items() if parent == pid)
-    return found[1:]
-
-
-def command_line(pid: int) -> str:
-    """Empty for what is gone or a zombie."""
-    try:
-        words = pathlib.Path("/proc", str(pid), "cmdline").read_bytes()
-    except OSError:
-        return ""
-    return words.replace(b"\0", b" ").decode(errors="replace").strip()
-
-
-def send(pid: int, number: int) -> None:
-    try:
-        os.kill(pid, number)
-    except ProcessLookupError:
-        pass
-
-
-def reap() -> None:
-    try:
-        while os.waitpid(-1, os.WNOHANG)[0] != 0:
-            pass
-    except ChildProcessError:
-        pass

@@ -34,7 +34,8 @@ def prove(place: Place, name: str, arguments: list[str], environment: dict[str, 
     begin = time.monotonic()
     outcome = Outcome(name)
     log = place.output / (name.replace("/", "_") + ".log")
-    program = Program([prover, "--norc", "--merge", "--verbose", *arguments], log, environment, place.source)
+    program = Program([prover, "--norc", "--merge", "--verbose", *arguments], log, environment, place.source,
+                      kept=True)
     lines = list(program.lines())
     blame = False
     for line in lines:
@@ -69,7 +70,7 @@ def tap_jobs(place: Place, files: list[str]) -> list[Job]:
         (directory / "tmp_check").mkdir(parents=True)
         environment = place.environment(
             PERL5LIB=f"{PGXS_TEST}/perl", PG_REGRESS=f"{PGXS_TEST}/regress/pg_regress",
-            PG_TEST_PORT_DIR=str(place.output / "ports"), REGRESS_SHLIB="",
+            PG_TEST_PORT_DIR=str(place.output / "ports"),
             TESTDIR=str(directory), TESTDATADIR=str(directory / "tmp_check"),
             TESTLOGDIR=str(directory / "tmp_check/log"))
         outcome = prove(place, file, [file], environment)
@@ -122,7 +123,7 @@ def doubles_jobs(place: Place, files: list[str]) -> list[Job]:
 def selftest(place: Place) -> Iterator[Outcome]:
     begin = time.monotonic()
     lines, status = run(["python3", SELFTEST], place.output / "selftest.log",
-                        place.environment(), place.source)
+                        place.environment(), place.source, kept=True)
     text = "\n".join(lines[-5:])
     counts = {what: int(count) for what, count in re.findall(r"(failures|errors|skipped)=(\d+)", text)}
     tests = re.search(r"^Ran (\d+) tests?", text, re.MULTILINE)
@@ -193,7 +194,7 @@ def pg_regress(place: Place, suite: str, program: str, inputs: str, options: lis
             [PGXS_TEST / program, f"--bindir={place.bin}", f"--inputdir={place.source / inputs}",
              f"--outputdir={output}", f"--host={server.sockets}", "--port=5432", "--user=postgres",
              f"--dbname={suite}", f"--schedule={output}/schedule", *options],
-            output / "output.log", place.environment(), output)
+            output / "output.log", place.environment(), output, kept=True)
         lines = []
         count = 0
         for line in running.lines():
