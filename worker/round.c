@@ -697,7 +697,7 @@ apply_reconcile_answer(Call *call)
 	bool		isnull;
 
 	memset(&pause, 0, sizeof(pause));
-	pause.time = Max(setting_reconcile_interval, 1) * USECS_PER_SEC;
+	pause.time = setting_reconcile_interval * USECS_PER_SEC;
 	args[0] = Int64GetDatum(worker.epoch);
 	args[1] = UUIDPGetDatum(&call->company);
 	args[2] = UUIDPGetDatum(&call->subject);
