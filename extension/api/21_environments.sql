@@ -240,7 +240,7 @@ BEGIN
 END
 $$;
 SELECT leasehold_internal.publish('leasehold_internal.archive_environment', 'instant',
-    'stops new leases of an environment; update_environment(…, status => ''active'') undoes it', 'leasehold_app');
+    'stops new leases of an environment; update_environment(..., status => ''active'') undoes it', 'leasehold_app');
 
 CREATE FUNCTION leasehold_internal.environment_impact(environment text, company text DEFAULT NULL,
         OUT environment_id uuid, OUT can_delete boolean, OUT live_leases bigint, OUT ended_leases bigint)
