@@ -181,7 +181,7 @@ round_check(void)
 	CommitTransactionCommand();
 	MemoryContextSwitchTo(round_context);
 	if (installation_seen == installation_change_count() && installation_state != ROUND_NO_EXTENSION &&
-		installation_state != ROUND_EMPTY)
+		installation_state != ROUND_EMPTY && installation_state != ROUND_UNSUPPORTED)
 		return installation_state;
 	if (!in_transaction("looking at the installation", check_work, &state))
 		set_shared_state(WORKER_ABSENT, "the state of the installation could not be read; see the server log");
