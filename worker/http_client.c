@@ -351,7 +351,7 @@ http_may_be_sent(HttpExchange *exchange)
 {
 	curl_off_t	sent_at = 0;
 
-	if (!exchange->started || exchange->address_refused)
+	if (!exchange->started)
 		return false;
 	curl_easy_getinfo(exchange->easy, CURLINFO_PRETRANSFER_TIME_T, &sent_at);
 	return sent_at != 0 || exchange->request_sent > 0;
@@ -458,7 +458,15 @@ finish(HttpExchange *exchange, CURLcode code)
 		response.retry_after = header->value;
 	if (!response.answered)
 	{
-		response.progress = http_may_be_sent(exchange) ? HTTP_MAYBE_SENT : HTTP_NOT_SENT;
+		/* of several addresses one may have been refused, and another used */
+		if (http_may_be_sent(exchange) &&
+			!(code == CURLE_ABORTED_BY_CALLBACK && exchange->request_sent == 0))
+		{
+			response.progress = HTTP_MAYBE_SENT;
+			exchange->address_refused = false;
+		}
+		else
+			response.progress = HTTP_NOT_SENT;
 		response.timed_out = code == CURLE_OPERATION_TIMEDOUT;
 		response.phase = exchange->address_refused ? "connection" : phase_of(exchange);
 		if (exchange->address_refused)
