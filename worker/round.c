@@ -952,7 +952,11 @@ claim_calls(Round *round)
 		Datum		plugin_row = SPI_getbinval(row, desc, 15, &isnull);
 
 		round->claimed[round->claimed_count++] = call;
-		/* initialize is about a change that may be later than the claim's snapshot */
+
+		/*
+		 * initialize is about a change that may be later than the claim's
+		 * snapshot
+		 */
 		if (!isnull && (call->method == METHOD_INITIALIZE ||
 						!plugin_is_current(call->plugin, DatumGetTransactionId(plugin_row))))
 			plugins_forget();
