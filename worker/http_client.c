@@ -69,6 +69,7 @@ struct HttpExchange
 	bool		looked_up;		/* there is an address to connect to */
 	bool		too_large;
 	bool		address_refused;
+	bool		held_back;		/* connected, but not allowed to send anything */
 	bool		plain;
 	const PolicyNetwork *allowed;
 	size_t		allowed_count;
@@ -351,7 +352,7 @@ http_may_be_sent(HttpExchange *exchange)
 {
 	curl_off_t	sent_at = 0;
 
-	if (!exchange->started)
+	if (!exchange->started || exchange->held_back)
 		return false;
 	curl_easy_getinfo(exchange->easy, CURLINFO_PRETRANSFER_TIME_T, &sent_at);
 	return sent_at != 0 || exchange->request_sent > 0;
@@ -458,15 +459,10 @@ finish(HttpExchange *exchange, CURLcode code)
 		response.retry_after = header->value;
 	if (!response.answered)
 	{
+		response.progress = http_may_be_sent(exchange) ? HTTP_MAYBE_SENT : HTTP_NOT_SENT;
 		/* of several addresses one may have been refused, and another used */
-		if (http_may_be_sent(exchange) &&
-			!(code == CURLE_ABORTED_BY_CALLBACK && exchange->request_sent == 0))
-		{
-			response.progress = HTTP_MAYBE_SENT;
+		if (response.progress == HTTP_MAYBE_SENT)
 			exchange->address_refused = false;
-		}
-		else
-			response.progress = HTTP_NOT_SENT;
 		response.timed_out = code == CURLE_OPERATION_TIMEDOUT;
 		response.phase = exchange->address_refused ? "connection" : phase_of(exchange);
 		if (exchange->address_refused)
@@ -681,7 +677,7 @@ on_connected(void *arg, char *address, char *local_address, int port, int local_
 	if (peer == NULL ||
 		!policy_address_allowed(peer, exchange->plain, exchange->allowed, exchange->allowed_count))
 	{
-		exchange->address_refused = true;
+		exchange->address_refused = exchange->held_back = true;
 		return CURL_PREREQFUNC_ABORT;
 	}
 	return CURL_PREREQFUNC_OK;
