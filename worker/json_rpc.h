@@ -72,7 +72,7 @@ extern bool rpc_read_lease(const json_t *result, RpcLease *lease, char *text);
 
 /*
  * Takes a page of leases: malloc'd JSON text of [{providerLeaseId, leaseId,
- * generation}], and the next cursor (malloc'd, or NULL).  False, with a text,
+ * companyId, generation}], and the next cursor (malloc'd, or NULL).  False, with a text,
  * if it has another shape.
  */
 extern bool rpc_read_list(const json_t *result, char **listed, char **next_cursor, char *text);

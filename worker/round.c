@@ -48,6 +48,13 @@
 #define ANSWER_BATCH		500
 #define CLAIM_BATCH			500
 #define LOCKED_PAUSE_MS		50
+#define FAILED_PAUSE_MS		100
+#define TROUBLE_PAUSE_MAX_MS 5000
+#define TROUBLE_PAUSE_MS	1000	/* of what met with an error that passes */
+#define POSTPONED_MS		60000	/* of what cannot be done */
+#define TROUBLES_IN_ROW		3	/* then the rest has to wait, too */
+#define GIVE_BACK_TRIES		10
+#define REPORT_AGAIN_MS		60000
 
 typedef void (*RoundWork) (void *arg);
 
@@ -82,8 +89,13 @@ static TimestampTz watermark = DT_NOBEGIN;	/* everything due before was read */
 static MemoryContext round_context = NULL;
 static uint64 installation_seen = PG_UINT64_MAX;
 static RoundState installation_state = ROUND_HELD;
+static int	trouble = 0;		/* SQLSTATE of the latest transaction that failed */
+static TimestampTz trouble_until = 0;	/* no rounds before */
+static int	trouble_pause_ms = 0;
 
 static bool in_transaction(const char *what, RoundWork work, void *arg);
+static void note_trouble(void);
+static bool trouble_passes(void);
 static void set_shared_state(WorkerState state, const char *reason);
 
 static void check_work(void *arg);
@@ -92,6 +104,7 @@ static void recover_work(void *arg);
 static void housekeep_work(void *arg);
 static void give_back_work(void *arg);
 
+static TimestampTz pause_after_trouble(bool nothing_works);
 static void collect_answers(Round *round);
 static void whole_round_work(void *arg);
 static void apply_answers(Round *round);
@@ -101,20 +114,21 @@ static char apply_initialize_answer(Call *call);
 static void apply_reconcile_answer(Call *call);
 static void settle_answers(Round *round);
 static void forget_call(Call *call);
-static void apply_one_by_one(Round *round);
+static bool apply_one_by_one(Round *round);
 static void set_answer_aside(void *arg);
 
 static void read_due(Round *round);
 static void read_overdue(Round *round);
-static void fire_deadlines(Round *round);
+static bool fire_deadlines(Round *round);
 static void fire_work(void *arg);
 static void postpone_deadline_work(void *arg);
+static void postpone(const QueueKey *key, const char *slot);
 static void claim_calls(Round *round);
 static Call *make_call(HeapTuple row, TupleDesc desc, Round *round);
 static QueueProvider *find_taker(Round *round, const pg_uuid_t *company, const pg_uuid_t *subject);
 static void start_claimed(Round *round);
 static void untake(Round *round);
-static void claim_one_by_one(Round *round);
+static bool claim_one_by_one(Round *round);
 static void claim_work(void *arg);
 static void postpone_call_work(void *arg);
 static void tell_waiters(Round *round);
@@ -154,7 +168,7 @@ in_transaction(const char *what, RoundWork work, void *arg)
 	{
 		MemoryContextSwitchTo(context);
 		/* the process is told to end: that is no failure of the work */
-		EmitErrorReport();
+		note_trouble();
 		FlushErrorState();
 		AbortCurrentTransaction();
 	}
@@ -163,6 +177,45 @@ in_transaction(const char *what, RoundWork work, void *arg)
 	pgstat_report_stat(false);
 	pgstat_report_activity(STATE_IDLE, NULL);
 	return ok;
+}
+
+/*
+ * Keeps the code of the error that is being handled, and reports it, unless it
+ * is one that passes and was reported a moment ago.
+ */
+static void
+note_trouble(void)
+{
+	static int	reported = 0;
+	static TimestampTz reported_at = 0;
+	TimestampTz now = GetCurrentTimestamp();
+
+	trouble = geterrcode();
+	if (trouble_passes() && trouble == reported &&
+		now < TimestampTzPlusMilliseconds(reported_at, REPORT_AGAIN_MS))
+		return;
+	reported = trouble;
+	reported_at = now;
+	EmitErrorReport();
+}
+
+/*
+ * Whether the latest failure will pass by itself and says nothing about what
+ * was tried: somebody's lock, a lack of memory or disk, a cancel.
+ */
+static bool
+trouble_passes(void)
+{
+	switch (ERRCODE_TO_CATEGORY(trouble))
+	{
+		case MAKE_SQLSTATE('4', '0', '0', '0', '0'):	/* deadlock */
+		case MAKE_SQLSTATE('5', '3', '0', '0', '0'):	/* resources */
+		case MAKE_SQLSTATE('5', '7', '0', '0', '0'):	/* intervention */
+		case MAKE_SQLSTATE('5', '8', '0', '0', '0'):	/* the system */
+			return true;
+		default:
+			return trouble == ERRCODE_LOCK_NOT_AVAILABLE;
+	}
 }
 
 RoundState
@@ -181,7 +234,7 @@ round_check(void)
 	CommitTransactionCommand();
 	MemoryContextSwitchTo(round_context);
 	if (installation_seen == installation_change_count() && installation_state != ROUND_NO_EXTENSION &&
-		installation_state != ROUND_EMPTY)
+		installation_state != ROUND_EMPTY && installation_state != ROUND_UNSUPPORTED)
 		return installation_state;
 	if (!in_transaction("looking at the installation", check_work, &state))
 		set_shared_state(WORKER_ABSENT, "the state of the installation could not be read; see the server log");
@@ -351,8 +404,11 @@ round_give_back(void)
 		left = worker.finished_count;
 		(void) round_run(ROUND_PAUSED, false);
 	}
-	if (!dlist_is_empty(&worker.out))
-		(void) in_transaction("giving calls back", give_back_work, NULL);
+	for (int tries = 0; tries < GIVE_BACK_TRIES && (!dlist_is_empty(&worker.out) || worker.finished_count > 0); tries++)
+	{
+		if (in_transaction("giving calls back", give_back_work, NULL))
+			break;
+	}
 	dlist_foreach_modify(iter, &worker.out)
 		forget_call(dlist_container(Call, node, iter.cur));
 }
@@ -413,16 +469,22 @@ round_run(RoundState state, bool look_everywhere)
 	}
 	else
 	{
+		bool		passes;
+		bool		any;
+
 		worker.shared->failed_batches++;
 		round.woken_count = 0;	/* the pieces tell of themselves */
 		for (int i = 0; i < round.claimed_count; i++)
 			MemoryContextDelete(round.claimed[i]->context);
 		round.claimed_count = 0;
-		apply_one_by_one(&round);
-		fire_deadlines(&round);
-		claim_one_by_one(&round);
-		round.next_due = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), 100);
+		passes = trouble_passes();
+		any = apply_one_by_one(&round);
+		any |= fire_deadlines(&round);
+		any |= claim_one_by_one(&round);
+		tell_waiters(&round);
+		return pause_after_trouble(passes && !any);
 	}
+	trouble_pause_ms = 0;
 	tell_waiters(&round);
 
 	/* when to come again without being woken */
@@ -439,6 +501,31 @@ round_run(RoundState state, bool look_everywhere)
 			next = Min(next, breaker);
 	}
 	return next;
+}
+
+/*
+ * After a failed round: when to try again.  If nothing at all could be done,
+ * ever later, and answers that are here or come have to wait until then.
+ */
+static TimestampTz
+pause_after_trouble(bool nothing_works)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	if (!nothing_works)
+	{
+		trouble_pause_ms = 0;
+		return TimestampTzPlusMilliseconds(now, FAILED_PAUSE_MS);
+	}
+	trouble_pause_ms = Min(Max(trouble_pause_ms * 2, FAILED_PAUSE_MS), TROUBLE_PAUSE_MAX_MS);
+	trouble_until = TimestampTzPlusMilliseconds(now, trouble_pause_ms);
+	return trouble_until;
+}
+
+TimestampTz
+round_not_before(void)
+{
+	return trouble_until;
 }
 
 static void
@@ -698,7 +785,7 @@ apply_reconcile_answer(Call *call)
 	bool		isnull;
 
 	memset(&pause, 0, sizeof(pause));
-	pause.time = Max(setting_reconcile_interval, 1) * USECS_PER_SEC;
+	pause.time = setting_reconcile_interval * USECS_PER_SEC;
 	args[0] = Int64GetDatum(worker.epoch);
 	args[1] = UUIDPGetDatum(&call->company);
 	args[2] = UUIDPGetDatum(&call->subject);
@@ -757,33 +844,51 @@ forget_call(Call *call)
  * The batch failed: each answer by itself, so that the one that cannot be
  * stored is found.
  */
-static void
+static bool
 apply_one_by_one(Round *round)
 {
 	Call	  **answers = round->answers;
 	int			count = round->answer_count;
 	Round		single = *round;
+	int			troubles = 0;
+	bool		any = false;
 
 	for (int i = 0; i < count; i++)
 	{
 		char		applied = 'a';
 
+		if (ShutdownRequestPending || troubles >= TROUBLES_IN_ROW)
+		{
+			answers[i]->apply_after = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), LOCKED_PAUSE_MS);
+			continue;
+		}
 		single.answers = &answers[i];
 		single.answer_count = 1;
 		single.applied = &applied;
 		if (in_transaction("applying one answer", (RoundWork) apply_answers, &single))
+		{
 			settle_answers(&single);
+			troubles = 0;
+			any = true;
+		}
+		else if (trouble_passes())
+		{
+			answers[i]->apply_after = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), TROUBLE_PAUSE_MS);
+			troubles++;
+		}
 		else if (in_transaction("setting an answer aside", set_answer_aside, answers[i]))
 		{
 			applied = 'a';
 			single.answer_count = 1;
 			settle_answers(&single);
+			any = true;
 		}
 		else
-			answers[i]->apply_after = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), 1000);
+			answers[i]->apply_after = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), TROUBLE_PAUSE_MS);
 	}
 	round->woken_count = single.woken_count;
 	round->answer_count = 0;
+	return any;
 }
 
 /*
@@ -895,37 +1000,58 @@ fire_work(void *arg)
 }
 
 /* After a failed round: each deadline by itself. */
-static void
+static bool
 fire_deadlines(Round *round)
 {
 	QueueKey   *timers = round->timers;
 	int			count = round->timer_count;
+	int			troubles = 0;
+	bool		any = false;
 
 	for (int i = 0; i < count; i++)
 	{
 		round->timers = &timers[i];
 		round->timer_count = 1;
-		if (!in_transaction("firing one deadline", fire_work, round))
-			(void) in_transaction("postponing a deadline", postpone_deadline_work, &timers[i]);
-		if (ShutdownRequestPending)
+		if (in_transaction("firing one deadline", fire_work, round))
+		{
+			troubles = 0;
+			any = true;
+		}
+		else
+		{
+			troubles = trouble_passes() ? troubles + 1 : 0;
+			any |= in_transaction("postponing a deadline", postpone_deadline_work, &timers[i]);
+		}
+		if (ShutdownRequestPending || troubles >= TROUBLES_IN_ROW)
 			break;
 	}
 	round->timers = timers;
 	round->timer_count = count;
+	return any;
 }
 
 static void
 postpone_deadline_work(void *arg)
 {
-	QueueKey   *key = arg;
-	Datum		args[3];
+	postpone(arg, "timer");
+}
 
+/* Has it come again: soon, if what was in the way will pass. */
+static void
+postpone(const QueueKey *key, const char *slot)
+{
+	Datum		args[4];
+	Interval	pause;
+
+	memset(&pause, 0, sizeof(pause));
+	pause.time = (trouble_passes() ? TROUBLE_PAUSE_MS : POSTPONED_MS) * INT64CONST(1000);
 	args[0] = UUIDPGetDatum(&key->company);
 	args[1] = UUIDPGetDatum(&key->subject);
-	args[2] = CStringGetTextDatum("timer");
-	if (SPI_execute_with_args("SELECT leasehold_internal.postpone_call($1, $2, $3)", 3,
-							  (Oid[]) {UUIDOID, UUIDOID, TEXTOID}, args, NULL, false, 1) != SPI_OK_SELECT)
-		elog(ERROR, "could not postpone a deadline");
+	args[2] = CStringGetTextDatum(slot);
+	args[3] = IntervalPGetDatum(&pause);
+	if (SPI_execute_with_args("SELECT leasehold_internal.postpone_call($1, $2, $3, $4)", 4,
+							  (Oid[]) {UUIDOID, UUIDOID, TEXTOID, INTERVALOID}, args, NULL, false, 1) != SPI_OK_SELECT)
+		elog(ERROR, "could not postpone a call");
 }
 
 /* Claims */
@@ -1072,14 +1198,16 @@ untake(Round *round)
 }
 
 /* After a failed round: each claim by itself. */
-static void
+static bool
 claim_one_by_one(Round *round)
 {
 	Round		single = *round;
+	int			troubles = 0;
+	bool		any = false;
 
 	for (int i = 0; i < round->taken_count; i++)
 	{
-		bool		ok;
+		bool		ok = false;
 
 		/* make_call() took it, perhaps, before the transaction failed */
 		if (round->takers[i] == NULL)
@@ -1091,7 +1219,12 @@ claim_one_by_one(Round *round)
 		single.taken_due = &round->taken_due[i];
 		single.taken_count = 1;
 		single.claimed_count = 0;
-		ok = in_transaction("claiming one call", claim_work, &single);
+		if (!ShutdownRequestPending && troubles < TROUBLES_IN_ROW)
+		{
+			ok = in_transaction("claiming one call", claim_work, &single);
+			troubles = ok ? 0 : trouble_passes() ? troubles + 1 : 0;
+			any |= ok;
+		}
 		if (!ok)
 		{
 			for (int c = 0; c < single.claimed_count; c++)
@@ -1099,12 +1232,14 @@ claim_one_by_one(Round *round)
 			single.claimed_count = 0;
 			if (round->takers[i] == NULL)
 				round->takers[i] = queue_taker_of(&round->taken[i]);
-			(void) in_transaction("postponing a call", postpone_call_work, &round->taken[i]);
+			if (!ShutdownRequestPending && troubles < TROUBLES_IN_ROW)
+				any |= in_transaction("postponing a call", postpone_call_work, &round->taken[i]);
 		}
 		untake(&single);
 		start_claimed(&single);
 	}
 	round->taken_count = 0;
+	return any;
 }
 
 static void
@@ -1116,15 +1251,7 @@ claim_work(void *arg)
 static void
 postpone_call_work(void *arg)
 {
-	QueueKey   *key = arg;
-	Datum		args[3];
-
-	args[0] = UUIDPGetDatum(&key->company);
-	args[1] = UUIDPGetDatum(&key->subject);
-	args[2] = CStringGetTextDatum("op");
-	if (SPI_execute_with_args("SELECT leasehold_internal.postpone_call($1, $2, $3)", 3,
-							  (Oid[]) {UUIDOID, UUIDOID, TEXTOID}, args, NULL, false, 1) != SPI_OK_SELECT)
-		elog(ERROR, "could not postpone a call");
+	postpone(arg, "op");
 }
 
 static void

@@ -33,6 +33,9 @@ extern void round_recover(void);
  */
 extern TimestampTz round_run(RoundState state, bool look_everywhere);
 
+/* No round makes sense before this time: nothing could be done. */
+extern TimestampTz round_not_before(void);
+
 /* Partitions, retention, and what else is the clock's. */
 extern void round_housekeep(void);
 

@@ -314,6 +314,12 @@ worker_loop(void)
 			next_check = next_housekeeping = 0;
 		}
 
+		if (now < round_not_before())
+		{
+			event_loop_wait((round_not_before() - now + 999) / 1000, PG_WAIT_EXTENSION);
+			continue;
+		}
+
 		woken = pg_atomic_exchange_u32(&worker.shared->wake, 0) != 0;
 		check = now >= next_check;
 		if (woken || check || now >= next || answers_waiting(now, &answers_at))

@@ -123,7 +123,7 @@ BEGIN
      WHERE e.key OPERATOR(pg_catalog.!~) '^[A-Za-z_][A-Za-z0-9_]{0,254}$'
         OR NOT CASE pg_catalog.jsonb_typeof(e.value)
                WHEN 'string' THEN true
-               -- {"$secret": "<key>"} or {"$secret": {"id": …, "version": …}}
+               -- {"$secret": "<key>"} or {"$secret": {"id": ..., "version": ...}}
                WHEN 'object' THEN e.value OPERATOR(pg_catalog.-) '$secret' OPERATOR(pg_catalog.=) '{}'
                                   AND pg_catalog.jsonb_typeof(e.value OPERATOR(pg_catalog.->) '$secret') IN ('string', 'object')
                ELSE false END
@@ -131,7 +131,7 @@ BEGIN
     IF FOUND THEN
         PERFORM leasehold_internal.refuse('argument_invalid',
             pg_catalog.format('argument "%s" is not a set of environment variables', argument),
-            'Names are letters, digits and underscores and do not start with a digit; values are strings or references {"$secret": …}.',
+            'Names are letters, digits and underscores and do not start with a digit; values are strings or references {"$secret": ...}.',
             pg_catalog.jsonb_build_object('variable', pg_catalog.left(bad, 100)));
     END IF;
     RETURN value;

@@ -19,7 +19,7 @@ CREATE TABLE leasehold.plugins (
     ready_at          timestamptz
 );
 COMMENT ON TABLE leasehold.plugins IS 'Programs of third parties that offer providers';
-COMMENT ON COLUMN leasehold.plugins.transport IS 'How the worker reaches it: {"type": "http", "url": …, "token_file": …}';
+COMMENT ON COLUMN leasehold.plugins.transport IS 'How the worker reaches it: {"type": "http", "url": ..., "token_file": ...}';
 COMMENT ON COLUMN leasehold.plugins.allow_addresses IS 'Networks that are refused otherwise (private, loopback) but allowed for this plugin';
 
 CREATE TABLE leasehold.providers (

@@ -240,7 +240,7 @@ BEGIN
 END
 $$;
 SELECT leasehold_internal.publish('leasehold_internal.archive_environment', 'instant',
-    'stops new leases of an environment; update_environment(…, status => ''active'') undoes it', 'leasehold_app');
+    'stops new leases of an environment; update_environment(..., status => ''active'') undoes it', 'leasehold_app');
 
 CREATE FUNCTION leasehold_internal.environment_impact(environment text, company text DEFAULT NULL,
         OUT environment_id uuid, OUT can_delete boolean, OUT live_leases bigint, OUT ended_leases bigint)
@@ -282,6 +282,8 @@ BEGIN
     UPDATE leasehold.leases AS l SET environment_id = NULL
      WHERE l.company_id = v_company AND l.environment_id = v_old.id;
     DELETE FROM leasehold_internal.environments AS e WHERE e.company_id = v_company AND e.id = v_old.id;
+    DELETE FROM leasehold_internal.calls AS c
+     WHERE c.company_id = v_company AND c.subject_id = v_old.id AND c.operation = 'reconcile';
     PERFORM leasehold_internal.record(v_company, 'environment.deleted', 'environment', v_old.id::text,
         pg_catalog.jsonb_build_object('key', v_old.key, 'provider', v_old.provider, 'status', v_old.status));
 END

@@ -296,7 +296,8 @@ COMMENT ON FUNCTION leasehold_internal.complete_calls(bigint, uuid[], uuid[], in
         timestamptz[], text[], text[], bigint[], integer, integer, integer, integer) IS
     'Applies answers to leases, with their next calls, deadlines and events, in one statement';
 
--- Answers about resources that no lease claims.
+-- Answers about resources that no lease claims.  There is no lease that could
+-- be irrevocable, so the removal is tried on at long intervals; doctor() tells.
 CREATE FUNCTION leasehold_internal.complete_strays(
         epoch bigint, company_ids uuid[], subject_ids uuid[], outcomes text[], messages text[],
         base_ms integer, most_ms integer, cleanup_attempts integer)
@@ -315,7 +316,7 @@ BEGIN
         RETURNING c.company_id, c.payload, c.provider
     ), later AS (
         UPDATE leasehold_internal.calls AS c
-           SET state = CASE WHEN a.attempts < cleanup_attempts THEN 'queued' ELSE 'quarantined' END,
+           SET state = 'queued', worker_epoch = NULL, crashes = 0,
                due_at = pg_catalog.clock_timestamp() + leasehold_internal.backoff(a.attempts, base_ms, most_ms),
                last_error = pg_catalog.left(a.message, 500)
           FROM answer AS a
@@ -325,7 +326,11 @@ BEGIN
     INSERT INTO leasehold.audit_events (company_id, action, entity_type, entity_id, details)
     SELECT g.company_id, 'environment.stray_removed', 'provider_resource', g.payload ->> 'providerLeaseId',
            g.payload || pg_catalog.jsonb_build_object('provider', g.provider)
-      FROM gone AS g;
+      FROM gone AS g
+    UNION ALL
+    SELECT a.company_id, 'environment.stray_not_removed', 'provider_resource', a.payload ->> 'providerLeaseId',
+           a.payload || pg_catalog.jsonb_build_object('provider', a.provider, 'failureReason', a.message)
+      FROM answer AS a WHERE a.outcome NOT IN ('ok', 'gone') AND a.attempts = cleanup_attempts;
 END
 $$;
 COMMENT ON FUNCTION leasehold_internal.complete_strays(bigint, uuid[], uuid[], text[], text[], integer, integer, integer) IS

@@ -101,14 +101,14 @@ $$;
 COMMENT ON FUNCTION leasehold_internal.set_answer_aside(bigint, uuid, uuid, integer, integer) IS
     'Puts a call aside whose answer could not be stored';
 
--- A call or deadline that could not be worked on comes again in a minute.
-CREATE FUNCTION leasehold_internal.postpone_call(company_id uuid, subject_id uuid, slot text)
+-- A call or deadline that could not be worked on comes again after a pause.
+CREATE FUNCTION leasehold_internal.postpone_call(company_id uuid, subject_id uuid, slot text, pause interval)
     RETURNS void LANGUAGE sql VOLATILE AS $$
     UPDATE leasehold_internal.calls AS c
-       SET due_at = pg_catalog.clock_timestamp() + interval '1 minute',
+       SET due_at = pg_catalog.clock_timestamp() + pause,
            last_error = 'could not be worked on; see the server log'
      WHERE c.company_id = postpone_call.company_id AND c.subject_id = postpone_call.subject_id
        AND c.slot = postpone_call.slot AND c.state = 'queued'
 $$;
-COMMENT ON FUNCTION leasehold_internal.postpone_call(uuid, uuid, text) IS
-    'Has a call or deadline come again in a minute';
+COMMENT ON FUNCTION leasehold_internal.postpone_call(uuid, uuid, text, interval) IS
+    'Has a call or deadline come again after a pause';

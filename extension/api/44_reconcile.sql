@@ -26,8 +26,9 @@ BEGIN
                pg_catalog.clock_timestamp() + pause * pg_catalog.random()
           FROM wanted AS w
         ON CONFLICT (company_id, subject_id, slot) DO UPDATE
-           SET payload = excluded.payload, provider = excluded.provider
-         WHERE c.state = 'queued' AND NOT c.payload @> excluded.payload
+           SET payload = excluded.payload, provider = excluded.provider, due_at = LEAST(c.due_at, excluded.due_at)
+         WHERE c.state = 'queued'
+           AND (NOT c.payload @> excluded.payload OR c.due_at > pg_catalog.clock_timestamp() + pause)
         RETURNING 1
     )
     SELECT pg_catalog.count(*) INTO v_count FROM made;
@@ -60,6 +61,10 @@ BEGIN
             SELECT h ->> 'providerLeaseId' AS provider_lease_id, h ->> 'leaseId' AS lease_id,
                    COALESCE((h ->> 'generation')::integer, 0) AS generation
               FROM pg_catalog.jsonb_array_elements(listed::jsonb) AS h
+             -- a list may show other companies': those are for their own sweeps
+             WHERE COALESCE(h ->> 'companyId', v_call.company_id::text) = v_call.company_id::text
+               AND NOT EXISTS (SELECT FROM leasehold.leases AS l
+                                WHERE l.id::text = h ->> 'leaseId' AND l.company_id <> v_call.company_id)
         ), unclaimed AS (
             SELECT h.* FROM held AS h
              -- by whatever provider: a list may show what other drivers of the same account made
@@ -97,20 +102,29 @@ BEGIN
         SELECT pg_catalog.count(*) INTO v_strays FROM stray;
     END IF;
 
+    -- a cursor that leads to itself leads nowhere
+    IF outcome <> 'ok' OR next_cursor = v_call.payload ->> 'cursor' THEN
+        next_cursor := NULL;
+    END IF;
+    IF pause <= interval '0' AND next_cursor IS NULL THEN
+        DELETE FROM leasehold_internal.calls AS c
+         WHERE c.company_id = v_call.company_id AND c.subject_id = v_call.subject_id AND c.slot = 'op';
+        RETURN v_strays;
+    END IF;
     UPDATE leasehold_internal.calls AS c
        SET state = 'queued', worker_epoch = NULL, attempts = 0,
            last_error = CASE WHEN outcome = 'ok' THEN NULL ELSE pg_catalog.left(message, 500) END,
-           payload = CASE WHEN outcome = 'ok' AND next_cursor IS NOT NULL
+           payload = CASE WHEN next_cursor IS NOT NULL
                           THEN c.payload || pg_catalog.jsonb_build_object('cursor', next_cursor)
                           ELSE c.payload - 'cursor' END,
-           due_at = CASE WHEN outcome = 'ok' AND next_cursor IS NOT NULL THEN pg_catalog.clock_timestamp()
+           due_at = CASE WHEN next_cursor IS NOT NULL THEN pg_catalog.clock_timestamp()
                          ELSE pg_catalog.clock_timestamp() + pause END
      WHERE c.company_id = v_call.company_id AND c.subject_id = v_call.subject_id AND c.slot = 'op';
     RETURN v_strays;
 END
 $$;
 COMMENT ON FUNCTION leasehold_internal.complete_reconcile(bigint, uuid, uuid, text, text, text, text, interval) IS
-    'Applies one page of a provider''s list: queues the removal of what no lease claims';
+    'Applies one page of a provider''s list: queues the removal of what no lease claims; without a pause the last page ends it';
 
 CREATE FUNCTION leasehold_internal.approve_sweep() RETURNS void LANGUAGE plpgsql VOLATILE AS $$
 #variable_conflict use_column

@@ -315,6 +315,14 @@ BEGIN
            'See cleanup_backlog; retry_lease() or write_off_lease() each.'::text
       FROM leasehold.leases AS l WHERE l.status = 'irrevocable' HAVING pg_catalog.count(*) > 0;
     RETURN QUERY
+    SELECT 'warning'::text, 'stray_not_removed'::text,
+           pg_catalog.format('%s resources that no lease claims cannot be removed, of provider "%s": %s',
+                             pg_catalog.count(*), c.provider, pg_catalog.max(c.last_error)),
+           'Remove them at the provider; the removal is tried on.'::text
+      FROM leasehold_internal.calls AS c
+     WHERE c.operation = 'destroy_stray' AND (c.attempts >= 8 OR c.state = 'quarantined')
+     GROUP BY c.provider;
+    RETURN QUERY
     SELECT 'warning'::text, 'plugin_error'::text, pg_catalog.format('plugin "%s": %s', g.key, g.last_error),
            'Check its address and token, then restart_plugin().'::text
       FROM leasehold.plugins AS g WHERE g.status = 'error';
@@ -426,6 +434,9 @@ BEGIN
     PERFORM leasehold_internal.rebuild_calls(shards);
     IF reconcile_seconds > 0 THEN
         PERFORM leasehold_internal.ensure_reconciles(shards, pg_catalog.make_interval(secs => reconcile_seconds));
+    ELSE
+        DELETE FROM leasehold_internal.calls AS c
+         WHERE c.operation = 'reconcile' AND c.state = 'queued' AND c.shard = ANY (shards);
     END IF;
     RETURN v_count;
 END

@@ -429,7 +429,7 @@ class Lifecycle(WithDouble):
         self.assertEqual([lease["providerLeaseId"] for lease in seen], held)
         self.assertEqual(
             set(seen[0]),
-            {"providerLeaseId", "leaseId", "generation", "metadata"})
+            {"providerLeaseId", "leaseId", "companyId", "generation", "metadata"})
         self.assertEqual(self.double.error(
             message("list", cursor="not ours")), -32602)
 

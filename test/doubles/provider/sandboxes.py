@@ -307,7 +307,7 @@ class Provider:
                 cursor = str(number_of(page[-1]["providerLeaseId"]))
                 break
             page.append({name: resource[name] for name in (
-                "providerLeaseId", "leaseId", "generation")}
+                "providerLeaseId", "leaseId", "companyId", "generation")}
                 | {"metadata": {"state": resource["state"]}})
         call.record["outcome"] = f"listed {len(page)}"
         return {"leases": page, "nextCursor": cursor}

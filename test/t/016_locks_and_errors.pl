@@ -1,0 +1,215 @@
+# Users' locks do not hold the worker up, and what cannot be stored takes
+# nothing else with it; wakes reach it however long a transaction took.
+
+use strict;
+use warnings;
+
+use FindBin;
+use lib "$FindBin::RealBin/../perl";
+
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+use Leasehold::Node;
+use Leasehold::Provider;
+
+my $node = Leasehold::Node->new('main')->setup(
+	configuration => q(
+leasehold.crash_limit = 3
+leasehold.breaker_threshold = 1000
+max_prepared_transactions = 5
+));
+my $provider = Leasehold::Provider->start($node)->register($node);
+$node->environment('dev', 'box', {});
+$node->environment('slow', 'box', { fault => { acquire => ['delay:500'] } });
+
+sub calls { my ($method, $lease) = @_; return scalar $provider->requests(method => $method, leaseId => $lease); }
+
+# request_many(count, arguments): that many leases at once.
+sub request_many
+{
+	my ($count, $arguments) = @_;
+	return split /\n/, $node->alice(
+		"SELECT leasehold.request_lease($arguments) FROM generate_series(1, $count)");
+}
+
+sub release_all
+{
+	$node->alice(q(SELECT count(leasehold.release_lease(id)) FROM leasehold.leases WHERE status IN ('active', 'acquiring')));
+	$node->happens(
+		'SELECT count(*) = 0 FROM leasehold.leases WHERE leasehold_internal.may_have_resource(status)', 'all are released');
+	is($provider->counters->{live}, 0, 'nothing is left');
+	return;
+}
+
+subtest 'a lease that a user has locked' => sub {
+	my ($locked, @others) = request_many(10, q('slow'));
+	my $session = $node->background_psql('postgres');
+	$session->query_safe('BEGIN');
+	$session->query_safe("SELECT 1 FROM leasehold.leases WHERE id = '$locked' FOR UPDATE");
+	$node->settles($_, 'active', 'the others become active') for @others;
+	is($node->lease($locked), 'acquiring', 'the locked one waits');
+	my $rounds = $node->owner('SELECT failed_batches FROM leasehold_internal.worker_states()');
+	is($rounds, 0, 'no round has failed');
+	$session->query_safe('COMMIT');
+	$node->settles($locked, 'active', 'it goes on when the lock is gone');
+	is(calls('acquire', $locked), 1, 'with the answer that it got');
+
+	# the same for a release that is not committed yet
+	$session->query_safe('BEGIN');
+	$session->query_safe("SET ROLE alice");
+	$session->query_safe("SELECT leasehold.release_lease('$locked')");
+	$node->alice("SELECT leasehold.release_lease('$others[0]')");
+	$node->settles($others[0], 'released', 'another is released meanwhile');
+	is($node->lease($locked), 'active', 'nobody has seen it yet');
+	$session->query_safe('ROLLBACK');
+	is(calls('release', $locked), 0, 'rolled back, it never was');
+	$session->query_safe('BEGIN; SET ROLE alice; SAVEPOINT s');
+	$session->query_safe("SELECT leasehold.release_lease('$locked')");
+	$session->query_safe('ROLLBACK TO s');
+	$session->query_safe("SELECT leasehold.release_lease('$others[1]')");
+	$session->query_safe('COMMIT');
+	$session->quit;
+	$node->settles($others[1], 'released', 'of a savepoint that was rolled back nothing is done');
+	is($node->lease($locked), 'active', 'but the rest');
+	release_all();
+};
+
+subtest 'a locked table' => sub {
+	my @before = request_many(10, q('slow'));
+	eventually { $provider->counters->{in_flight} == 10 } 'calls are out';
+	my $session = $node->background_psql('postgres');
+	$session->query_safe('BEGIN');
+	$session->query_safe('LOCK TABLE leasehold.leases IN ACCESS EXCLUSIVE MODE');
+	eventually { $provider->counters->{in_flight} == 0 } 'their answers come while the table of leases is locked';
+	my ($worker) = $node->workers;
+	$node->happens("SELECT count(*) > 0 FROM pg_locks WHERE pid = $worker AND NOT granted", 'the worker runs into it');
+	$node->happens("SELECT count(*) = 0 FROM pg_locks WHERE pid = $worker AND NOT granted", 'and lets go');
+	within(10, 'another database can be dropped', sub {
+		$node->owner('CREATE DATABASE other');
+		$node->owner('DROP DATABASE other');
+	});
+	$session->query_safe('COMMIT');
+	$node->settles($_, 'active', 'then the answers are stored') for @before;
+	is(calls('acquire', $_) . calls('find', $_), '10', 'none was asked for again') for @before;
+	is($node->owner('SELECT count(*) FROM leasehold_internal.calls WHERE crashes > 0'), 0, 'no crash was counted');
+
+	# the dispatch table, while something is to be done
+	$session->query_safe('BEGIN');
+	$session->query_safe('LOCK TABLE leasehold_internal.calls IN SHARE MODE');
+	my $later = $node->background_psql('postgres', extra_params => [ '-U', 'alice' ]);
+	$later->query_until(qr/begun/, "\\echo begun\nSELECT count(leasehold.release_lease(id)) FROM leasehold.leases WHERE status = 'active';\n");
+	$node->happens(q(SELECT count(*) > 0 FROM pg_locks WHERE NOT granted), 'somebody waits for the dispatch table');
+	$session->query_safe('COMMIT');
+	$later->quit;
+	$session->quit;
+	release_all();
+};
+
+subtest 'an answer that cannot be stored' => sub {
+	my @leases = request_many(20, q('slow'));
+	my $bad = $leases[7];
+	$node->owner(qq(
+		CREATE FUNCTION public.refuse_one() RETURNS trigger LANGUAGE plpgsql AS \$\$
+		BEGIN
+			IF NEW.lease_id = '$bad' THEN RAISE EXCEPTION 'not this one'; END IF;
+			RETURN NEW;
+		END \$\$;
+		CREATE TRIGGER refuse_one BEFORE INSERT OR UPDATE ON leasehold.lease_metadata
+			FOR EACH ROW EXECUTE FUNCTION public.refuse_one()));
+	$node->settles($_, 'active', 'the others are active') for grep { $_ ne $bad } @leases;
+	$node->happens("SELECT state = 'quarantined' FROM leasehold_internal.calls WHERE subject_id = '$bad' AND slot = 'op'",
+		'the one is set aside after some tries');
+	is($node->owner("SELECT last_error FROM leasehold_internal.calls WHERE subject_id = '$bad' AND slot = 'op'"),
+		'the answer could not be stored; see the server log', 'with what is wrong');
+	like(slurp_file($node->logfile), qr/ERROR:  not this one/, 'the server log says more');
+	is(calls('acquire', $bad), 1, 'it was acquired once');
+	is((grep { $_->{leaseId} eq $bad } $provider->resources), 1, 'and exists');
+	my $next = $node->request(q('dev'));
+	$node->settles($next, 'active', 'the worker goes on');
+	$node->owner('DROP TRIGGER refuse_one ON leasehold.lease_metadata; DROP FUNCTION public.refuse_one()');
+	$node->alice("SELECT leasehold.release_quarantine('$bad')");
+	$node->settles($bad, 'active', 'let out when that is mended, it is adopted');
+	is(calls('acquire', $bad), 1, 'without another acquire');
+	release_all();
+};
+
+subtest 'a deadline that cannot be fired' => sub {
+	my @leases = request_many(10, q('dev', ttl => '2 seconds'));
+	my $bad = $leases[3];
+	$node->settles($_, 'active', 'active') for @leases;
+	$node->owner(qq(
+		CREATE FUNCTION public.refuse_end() RETURNS trigger LANGUAGE plpgsql AS \$\$
+		BEGIN
+			IF NEW.id = '$bad' AND NEW.status = 'releasing' THEN RAISE EXCEPTION 'not that one'; END IF;
+			RETURN NEW;
+		END \$\$;
+		CREATE TRIGGER refuse_end BEFORE UPDATE ON leasehold.leases
+			FOR EACH ROW EXECUTE FUNCTION public.refuse_end()));
+	$node->settles($_, 'expired', 'the others expire') for grep { $_ ne $bad } @leases;
+	$node->happens("SELECT last_error IS NOT NULL AND due_at > now() + interval '20 s' FROM leasehold_internal.calls
+			WHERE subject_id = '$bad' AND slot = 'timer'", 'the one is put off');
+	is($node->lease($bad), 'active', 'and not lost');
+	$node->owner('DROP TRIGGER refuse_end ON leasehold.leases; DROP FUNCTION public.refuse_end()');
+	$node->owner("UPDATE leasehold_internal.calls SET due_at = now() WHERE subject_id = '$bad' AND slot = 'timer'");
+	$node->settles($bad, 'expired', 'when it can, it expires');
+};
+
+subtest 'a call that cannot be claimed' => sub {
+	$node->boss('SELECT leasehold.pause_worker()');
+	eventually { $node->worker_states eq 'paused' } 'paused';
+	my @leases = request_many(10, q('dev'));
+	my $bad = $leases[5];
+	$node->owner(qq(
+		CREATE FUNCTION public.refuse_claim() RETURNS trigger LANGUAGE plpgsql AS \$\$
+		BEGIN
+			IF NEW.subject_id = '$bad' AND NEW.state = 'started' THEN RAISE EXCEPTION 'nor that one'; END IF;
+			RETURN NEW;
+		END \$\$;
+		CREATE TRIGGER refuse_claim BEFORE UPDATE ON leasehold_internal.calls
+			FOR EACH ROW EXECUTE FUNCTION public.refuse_claim()));
+	$node->boss('SELECT leasehold.resume_worker()');
+	$node->settles($_, 'active', 'the others are got') for grep { $_ ne $bad } @leases;
+	$node->happens("SELECT last_error IS NOT NULL AND due_at > now() + interval '20 s' FROM leasehold_internal.calls
+			WHERE subject_id = '$bad' AND slot = 'op'", 'the one is put off');
+	$node->owner('DROP TRIGGER refuse_claim ON leasehold_internal.calls; DROP FUNCTION public.refuse_claim()');
+	is($node->alice("SELECT leasehold.retry_lease('$bad')"), 'acquiring', 'it can be tried again');
+	$node->settles($bad, 'active', 'and is got');
+	release_all();
+};
+
+subtest 'wakes' => sub {
+	$node->owner('ALTER SYSTEM SET leasehold.idle_check = 3600');
+	$node->reload;
+	$node->poll("SELECT current_setting('leasehold.idle_check') = '1h'");
+	# a transaction that takes long between the request and its commit, while others pass it
+	my $session = $node->background_psql('postgres', extra_params => [ '-U', 'alice' ]);
+	$session->query_safe('BEGIN');
+	my $slow = $session->query_safe(q(SELECT leasehold.request_lease('dev')));
+	for (1 .. 3)
+	{
+		my $lease = $node->request(q('dev'));
+		$node->settles($lease, 'active', 'a later request is carried out');
+	}
+	sleep 1;
+	$session->query_safe('COMMIT');
+	$node->settles($slow, 'active', 'so is one whose transaction took long');
+
+	# a deadline that comes by itself
+	my $short = $node->request(q('dev', ttl => '1 second'));
+	$node->settles($short, 'expired', 'deadlines need no wake');
+
+	# two-phase commit makes none: the worker's own check finds the work
+	$session->query_safe('BEGIN');
+	my $prepared = $session->query_safe(q(SELECT leasehold.request_lease('dev')));
+	$session->query_safe(q(PREPARE TRANSACTION 'lease'));
+	$session->query_safe(q(COMMIT PREPARED 'lease'));
+	$session->quit;
+	$node->owner('ALTER SYSTEM SET leasehold.idle_check = 1');
+	$node->reload;
+	$node->settles($prepared, 'active', 'a prepared transaction is found');
+	release_all();
+};
+
+$provider->obeyed;
+done_testing();
