@@ -144,12 +144,10 @@ event_loop_wait(int64 timeout_ms, uint32 wait_event)
 		if (events[i].events & WL_SOCKET_READABLE)
 			run_ready_descriptors();
 	}
-	/* told to end: there is no statement to cancel here */
+	/* there is no statement to cancel here */
+	QueryCancelPending = false;
 	if (ShutdownRequestPending)
-	{
-		QueryCancelPending = false;
 		return;
-	}
 	CHECK_FOR_INTERRUPTS();
 	run_due_timers();
 }

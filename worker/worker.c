@@ -78,7 +78,7 @@ leasehold_worker_main(Datum main_arg)
 	memcpy(&part, MyBgworkerEntry->bgw_extra, sizeof(part));
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	pqsignal(SIGTERM, worker_terminate);
-	pqsignal(SIGINT, SIG_IGN);	/* there is no statement of somebody's to cancel */
+	pqsignal(SIGINT, StatementCancelHandler);	/* lock_timeout comes this way, too */
 	BackgroundWorkerUnblockSignals();
 
 	worker_connect(DatumGetObjectId(main_arg));
