@@ -92,6 +92,14 @@ leasehold_wait_for_lease(PG_FUNCTION_ARGS)
 						 errmsg("the lease does not go on: %s", reason),
 						 errhint("An administrator can call leasehold.doctor().")));
 		}
+		/* the database may have got its entry while we looked */
+		if (waiters == NULL)
+		{
+			entry = shared_find_database(MyDatabaseId, false);
+			if (entry == NULL)
+				continue;
+			waiters = shared_waiters_of(entry, lease_id);
+		}
 		(void) ConditionVariableTimedSleep(waiters, Min(left, LOOK_AGAIN_MS), PG_WAIT_EXTENSION);
 	}
 	ConditionVariableCancelSleep();

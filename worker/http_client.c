@@ -285,8 +285,15 @@ finish(HttpExchange *exchange, CURLcode code)
 	if (!response.answered)
 	{
 		curl_easy_getinfo(exchange->easy, CURLINFO_PRETRANSFER_TIME_T, &sent_at);
-		response.progress = exchange->address_refused || (sent_at == 0 && exchange->request_sent == 0) ?
-			HTTP_NOT_SENT : HTTP_MAYBE_SENT;
+
+		/* of several addresses one may have been refused, and another used */
+		if (exchange->request_sent == 0 && (sent_at == 0 || code == CURLE_ABORTED_BY_CALLBACK))
+			response.progress = HTTP_NOT_SENT;
+		else
+		{
+			response.progress = HTTP_MAYBE_SENT;
+			exchange->address_refused = false;
+		}
 		response.timed_out = code == CURLE_OPERATION_TIMEDOUT;
 		response.phase = exchange->address_refused ? "connection" : phase_of(exchange);
 		if (exchange->address_refused)

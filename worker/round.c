@@ -403,6 +403,7 @@ round_run(RoundState state, bool look_everywhere)
 	else
 	{
 		worker.shared->failed_batches++;
+		round.woken_count = 0;	/* the pieces tell of themselves */
 		for (int i = 0; i < round.claimed_count; i++)
 			MemoryContextDelete(round.claimed[i]->context);
 		round.claimed_count = 0;

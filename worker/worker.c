@@ -360,10 +360,10 @@ worker_wait_ms(TimestampTz now, TimestampTz next, TimestampTz next_housekeeping,
 	TimestampTz at = Min(next, next_check);
 
 	/*
-	 * the flag may have been set since it was looked at: then the latch is
-	 * set, too
+	 * Work may have been announced since the flag was looked at, and the
+	 * latch have been reset by a wait within the round.
 	 */
-	if (answers_waiting(now, &next_housekeeping))
+	if (pg_atomic_read_u32(&worker.shared->wake) != 0 || answers_waiting(now, &next_housekeeping))
 		return 0;
 	return at <= now ? 0 : Min((at - now + 999) / 1000, 60000);
 }

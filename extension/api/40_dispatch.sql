@@ -242,6 +242,13 @@ $$;
 COMMENT ON FUNCTION leasehold_internal.hold_unready(uuid[], uuid[]) IS
     'Has requests wait whose plugin is not ready';
 
+-- One row, locked by who grants places.  Not an advisory lock: those anybody can take.
+CREATE TABLE leasehold_internal.grant_lock (
+    only_one boolean PRIMARY KEY CHECK (only_one)
+);
+COMMENT ON TABLE leasehold_internal.grant_lock IS 'One row, locked by the worker that grants places under limits';
+INSERT INTO leasehold_internal.grant_lock VALUES (true);
+
 -- Decides which of these requests may start under the limits.  Whoever starts
 -- something where a limit holds takes one lock, so that two cannot take the
 -- last place; where there are no limits this is never called.
@@ -249,7 +256,7 @@ CREATE FUNCTION leasehold_internal.grant_starts(company_ids uuid[], subject_ids 
     LANGUAGE plpgsql VOLATILE AS $$
 #variable_conflict use_column
 BEGIN
-    PERFORM pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('leasehold limits', 0));
+    PERFORM FROM leasehold_internal.grant_lock FOR UPDATE;
     DELETE FROM leasehold_internal.lease_starts AS s WHERE s.started_at < pg_catalog.clock_timestamp() - interval '1 minute';
 
     WITH candidate AS (
@@ -370,7 +377,7 @@ CREATE FUNCTION leasehold_internal.requeue_waiting(company_id uuid DEFAULT NULL,
     LANGUAGE plpgsql VOLATILE AS $$
 #variable_conflict use_column
 BEGIN
-    PERFORM pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('leasehold limits', 0));
+    PERFORM FROM leasehold_internal.grant_lock FOR UPDATE;
     UPDATE leasehold_internal.calls AS c
        SET state = 'queued', due_at = pg_catalog.clock_timestamp()
       FROM (SELECT w.company_id, w.subject_id FROM leasehold_internal.calls AS w

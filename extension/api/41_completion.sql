@@ -102,7 +102,13 @@ BEGIN
 
     RETURN QUERY
     WITH found AS MATERIALIZED (
-        SELECT a.*, l.status AS old_status, l.provider, l.provider_lease_id AS old_resource,
+        SELECT a.company_id, a.id, a.generation, a.provider_lease_id, a.metadata, a.expires_at, a.code, a.message,
+               a.retry_after_ms,
+               -- a resumed resource is the one that was parked, not some other, which may be somebody else's
+               CASE WHEN c.operation = 'resume' AND a.outcome = 'ok'
+                         AND a.provider_lease_id IS DISTINCT FROM l.provider_lease_id THEN 'failed'
+                    ELSE a.outcome END AS outcome,
+               l.status AS old_status, l.provider, l.provider_lease_id AS old_resource,
                c.operation, c.look_up, c.attempts, c.attempts - c.throttled AS tries, c.last_error,
                -- during a look-up the lease remembers how often it was asked for
                (l.acquire_by IS NULL OR l.acquire_by > pg_catalog.clock_timestamp())
