@@ -13,7 +13,7 @@ SELECT test.is('there are such tables', count(*) >= 20, true) FROM tenant_tables
 
 -- What is not a company's: the installation itself.
 SELECT test.is('tables without a company', string_agg(c.oid::regclass::text, ', ' ORDER BY c.oid::regclass::text COLLATE "C"),
-    'leasehold.companies, leasehold.plugins, leasehold.providers, leasehold_internal.allowed_hosts, leasehold_internal.installation')
+    'leasehold.companies, leasehold.plugins, leasehold.providers, leasehold_internal.allowed_hosts, leasehold_internal.grant_lock, leasehold_internal.installation')
   FROM pg_class AS c
  WHERE c.relnamespace IN ('leasehold'::regnamespace, 'leasehold_internal'::regnamespace) AND c.relkind = 'r'
    AND NOT EXISTS (SELECT FROM pg_attribute AS a WHERE a.attrelid = c.oid AND a.attname = 'company_id');
