@@ -8,6 +8,11 @@
  * libcurl, since its resolver threads inherit the mask and must never run a
  * handler of ours.
  *
+ * One request looks a host's name up for all that are for the same host: they
+ * wait for it, with their time limit running, and find the address in libcurl's
+ * cache.  libcurl would start a thread for each, and with a name server that
+ * does not answer those threads stay.
+ *
  * A request is never sent twice by itself: libcurl repeats a POST on a new
  * connection when a reused one ends before the first byte of the answer,
  * although the server may have acted.  It can do so only if the body can be
@@ -23,6 +28,8 @@
 #include <sys/epoll.h>
 #include <sys/socket.h>
 
+#include "lib/ilist.h"
+#include "utils/hsearch.h"
 #include "utils/timestamp.h"
 
 #include "event_loop.h"
@@ -31,6 +38,18 @@
 
 #define MAX_RESOLVER_THREADS	128
 #define IDLE_CONNECTION_S		30
+#define KEEP_ADDRESS_S			60	/* in libcurl's cache */
+#define TRUST_ADDRESS_S			50	/* less than that */
+#define HOST_SIZE				256
+
+/* A host that is known by name. */
+typedef struct Host
+{
+	char		name[HOST_SIZE];	/* hash key */
+	HttpExchange *leader;		/* looks the name up; NULL: nobody does */
+	dlist_head	waiting;		/* exchanges that wait for the leader */
+	TimestampTz known_until;
+} Host;
 
 struct HttpExchange
 {
@@ -43,8 +62,14 @@ struct HttpExchange
 	size_t		length;
 	size_t		allocated;
 	size_t		limit;
+	bool		started;		/* given to libcurl */
+	Host	   *host;			/* NULL: the URL has an address */
+	dlist_node	node;			/* in host->waiting, unless it was started */
+	EventTimer	give_up;		/* while it waits */
+	bool		looked_up;		/* there is an address to connect to */
 	bool		too_large;
 	bool		address_refused;
+	bool		held_back;		/* connected, but not allowed to send anything */
 	bool		plain;
 	const PolicyNetwork *allowed;
 	size_t		allowed_count;
@@ -55,7 +80,14 @@ struct HttpExchange
 
 static CURLM *multi;
 static EventTimer multi_timer;
+static HTAB *hosts;
+static bool looked_up = false;	/* a leader is through since that was last seen to */
 
+static Host *host_of(const char *url);
+static bool start(HttpExchange *exchange, bool look_up);
+static void let_go(void);
+static void start_first(Host *host, bool look_up);
+static void on_give_up(void *arg);
 static bool set_options(HttpExchange *exchange, const HttpRequest *request);
 static bool add_header(HttpExchange *exchange, const char *name, const char *value);
 static void drive(curl_socket_t fd, int events);
@@ -80,8 +112,14 @@ static void on_multi_timer(void *arg);
 void
 http_client_init(void)
 {
+	HASHCTL		ctl;
 	sigset_t	saved;
 	bool		ok;
+
+	memset(&ctl, 0, sizeof(ctl));
+	ctl.keysize = HOST_SIZE;
+	ctl.entrysize = sizeof(Host);
+	hosts = hash_create("leasehold hosts", 16, &ctl, HASH_ELEM | HASH_STRINGS);
 
 	block_signals(&saved);
 	ok = curl_global_init(CURL_GLOBAL_DEFAULT) == CURLE_OK && (multi = curl_multi_init()) != NULL &&
@@ -99,10 +137,12 @@ HttpExchange *
 http_post(const HttpRequest *request, const char **problem)
 {
 	HttpExchange *exchange;
+	Host	   *host = host_of(request->url);
+	bool		known = host == NULL || GetCurrentTimestamp() < host->known_until;
 	sigset_t	saved;
 	bool		ok;
 
-	if (http_resolver_threads() > MAX_RESOLVER_THREADS)
+	if (!known && host->leader == NULL && http_resolver_threads() > MAX_RESOLVER_THREADS)
 	{
 		*problem = "too many name resolutions hang";
 		return NULL;
@@ -110,17 +150,121 @@ http_post(const HttpRequest *request, const char **problem)
 
 	block_signals(&saved);
 	exchange = calloc(1, sizeof(HttpExchange));
-	ok = exchange != NULL && (exchange->easy = curl_easy_init()) != NULL &&
-		set_options(exchange, request) && curl_multi_add_handle(multi, exchange->easy) == CURLM_OK;
-	if (!ok && exchange != NULL)
-		free_exchange(exchange);
+	ok = exchange != NULL && (exchange->easy = curl_easy_init()) != NULL && set_options(exchange, request);
 	sigprocmask(SIG_SETMASK, &saved, NULL);
+	if (ok)
+	{
+		exchange->host = host;
+		if (known || host->leader == NULL)
+			ok = start(exchange, !known);
+		else
+		{
+			dlist_push_tail(&host->waiting, &exchange->node);
+			exchange->give_up.fire = on_give_up;
+			exchange->give_up.arg = exchange;
+			event_loop_set_timer(&exchange->give_up,
+								 TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+															 Min(setting_connect_timeout, request->timeout_ms)));
+		}
+	}
 	if (!ok)
 	{
+		if (exchange != NULL)
+			free_exchange(exchange);
 		*problem = "out of memory for an HTTP request";
 		return NULL;
 	}
 	return exchange;
+}
+
+/* The host of a URL, or NULL if that is an address. */
+static Host *
+host_of(const char *url)
+{
+	const char *begin = strstr(url, "://");
+	char		name[HOST_SIZE];
+	struct in_addr address;
+	size_t		length;
+	Host	   *host;
+	bool		found;
+
+	begin = begin ? begin + 3 : url;
+	length = Min(strcspn(begin, ":/?#"), sizeof(name) - 1);
+	if (*begin == '[')
+		return NULL;
+	for (size_t i = 0; i < length; i++)
+		name[i] = pg_ascii_tolower((unsigned char) begin[i]);
+	name[length] = '\0';
+	if (inet_pton(AF_INET, name, &address) == 1)
+		return NULL;
+
+	host = hash_search(hosts, name, HASH_ENTER, &found);
+	if (!found)
+	{
+		host->leader = NULL;
+		dlist_init(&host->waiting);
+		host->known_until = 0;
+	}
+	return host;
+}
+
+/*
+ * Gives an exchange to libcurl.  One that looks the name up must not use an
+ * open connection, since it would learn nothing.
+ */
+static bool
+start(HttpExchange *exchange, bool look_up)
+{
+	sigset_t	saved;
+
+	block_signals(&saved);
+	exchange->started = (!look_up || curl_easy_setopt(exchange->easy, CURLOPT_FRESH_CONNECT, 1L) == CURLE_OK) &&
+		curl_multi_add_handle(multi, exchange->easy) == CURLM_OK;
+	sigprocmask(SIG_SETMASK, &saved, NULL);
+	if (exchange->started && look_up)
+		exchange->host->leader = exchange;
+	return exchange->started;
+}
+
+/* Names were looked up: those that waited for that go on. */
+static void
+let_go(void)
+{
+	HASH_SEQ_STATUS seq;
+	Host	   *host;
+
+	looked_up = false;
+	hash_seq_init(&seq, hosts);
+	while ((host = hash_seq_search(&seq)) != NULL)
+	{
+		if (host->leader == NULL || !host->leader->looked_up)
+			continue;
+		host->leader = NULL;
+		host->known_until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), TRUST_ADDRESS_S * 1000);
+		while (!dlist_is_empty(&host->waiting))
+			start_first(host, false);
+	}
+}
+
+/* The first that waits need not any more. */
+static void
+start_first(Host *host, bool look_up)
+{
+	HttpExchange *exchange = dlist_container(HttpExchange, node, dlist_head_node(&host->waiting));
+
+	if (start(exchange, look_up))
+	{
+		dlist_delete(&exchange->node);
+		event_loop_cancel_timer(&exchange->give_up);
+	}
+	else
+		finish(exchange, CURLE_OUT_OF_MEMORY);
+}
+
+static void
+on_give_up(void *arg)
+{
+	finish(arg, CURLE_OPERATION_TIMEDOUT);
 }
 
 static bool
@@ -177,6 +321,7 @@ set_options(HttpExchange *exchange, const HttpRequest *request)
 		SET(CURLOPT_TIMEOUT_MS, (long) Min(request->timeout_ms, LONG_MAX)) &&
 		SET(CURLOPT_CONNECTTIMEOUT_MS, (long) Min(setting_connect_timeout, request->timeout_ms)) &&
 		SET(CURLOPT_MAXAGE_CONN, (long) IDLE_CONNECTION_S) &&
+		SET(CURLOPT_DNS_CACHE_TIMEOUT, (long) KEEP_ADDRESS_S) &&
 		SET(CURLOPT_FRESH_CONNECT, request->fresh_connection ? 1L : 0L) &&
 		SET(CURLOPT_FORBID_REUSE, request->fresh_connection ? 1L : 0L) &&
 		SET(CURLOPT_QUICK_EXIT, 1L) &&
@@ -202,25 +347,54 @@ add_header(HttpExchange *exchange, const char *name, const char *value)
 	return true;
 }
 
+bool
+http_may_be_sent(HttpExchange *exchange)
+{
+	curl_off_t	sent_at = 0;
+
+	if (!exchange->started || exchange->held_back)
+		return false;
+	curl_easy_getinfo(exchange->easy, CURLINFO_PRETRANSFER_TIME_T, &sent_at);
+	return sent_at != 0 || exchange->request_sent > 0;
+}
+
 void
 http_abandon(HttpExchange *exchange)
 {
+	Host	   *host = exchange->host;
+	bool		led = host != NULL && host->leader == exchange;
 	sigset_t	saved;
 
 	block_signals(&saved);
-	curl_multi_remove_handle(multi, exchange->easy);
-	free_exchange(exchange);
+	if (exchange->started)
+		curl_multi_remove_handle(multi, exchange->easy);
 	sigprocmask(SIG_SETMASK, &saved, NULL);
+	if (!exchange->started)
+	{
+		event_loop_cancel_timer(&exchange->give_up);
+		dlist_delete(&exchange->node);
+	}
+	free_exchange(exchange);
+
+	/* another one looks the name up */
+	if (led)
+		host->leader = NULL;
+	while (led && host->leader == NULL && !dlist_is_empty(&host->waiting))
+		start_first(host, true);
 }
 
 static void
 free_exchange(HttpExchange *exchange)
 {
+	sigset_t	saved;
+
+	block_signals(&saved);
 	for (struct curl_slist *h = exchange->headers; h != NULL; h = h->next)
 		explicit_bzero(h->data, strlen(h->data));
 	curl_slist_free_all(exchange->headers);
 	if (exchange->easy != NULL)
 		curl_easy_cleanup(exchange->easy);
+	sigprocmask(SIG_SETMASK, &saved, NULL);
 	free(exchange->body);
 	free(exchange);
 }
@@ -247,6 +421,8 @@ drive(curl_socket_t fd, int events)
 	block_signals(&saved);
 	(void) curl_multi_socket_action(multi, fd, events, &running);
 	sigprocmask(SIG_SETMASK, &saved, NULL);
+	if (looked_up)
+		let_go();
 	collect_finished();
 }
 
@@ -273,7 +449,6 @@ finish(HttpExchange *exchange, CURLcode code)
 {
 	HttpResponse response;
 	struct curl_header *header;
-	curl_off_t	sent_at = 0;
 
 	memset(&response, 0, sizeof(response));
 	response.answered = code == CURLE_OK;
@@ -284,16 +459,10 @@ finish(HttpExchange *exchange, CURLcode code)
 		response.retry_after = header->value;
 	if (!response.answered)
 	{
-		curl_easy_getinfo(exchange->easy, CURLINFO_PRETRANSFER_TIME_T, &sent_at);
-
+		response.progress = http_may_be_sent(exchange) ? HTTP_MAYBE_SENT : HTTP_NOT_SENT;
 		/* of several addresses one may have been refused, and another used */
-		if (exchange->request_sent == 0 && (sent_at == 0 || code == CURLE_ABORTED_BY_CALLBACK))
-			response.progress = HTTP_NOT_SENT;
-		else
-		{
-			response.progress = HTTP_MAYBE_SENT;
+		if (response.progress == HTTP_MAYBE_SENT)
 			exchange->address_refused = false;
-		}
 		response.timed_out = code == CURLE_OPERATION_TIMEDOUT;
 		response.phase = exchange->address_refused ? "connection" : phase_of(exchange);
 		if (exchange->address_refused)
@@ -305,6 +474,13 @@ finish(HttpExchange *exchange, CURLcode code)
 	}
 
 	exchange->done(exchange->arg, &response);
+
+	/* a name that does not exist does so for nobody */
+	if (exchange->host != NULL && exchange->host->leader == exchange && code == CURLE_COULDNT_RESOLVE_HOST)
+	{
+		while (!dlist_is_empty(&exchange->host->waiting))
+			finish(dlist_container(HttpExchange, node, dlist_head_node(&exchange->host->waiting)), code);
+	}
 	http_abandon(exchange);
 }
 
@@ -462,6 +638,9 @@ on_open_socket(void *arg, curlsocktype purpose, struct curl_sockaddr *address)
 {
 	HttpExchange *exchange = arg;
 
+	exchange->looked_up = true;
+	if (exchange->host != NULL && exchange->host->leader == exchange)
+		looked_up = true;
 	if (purpose != CURLSOCKTYPE_IPCXN ||
 		!policy_address_allowed(&address->addr, exchange->plain, exchange->allowed, exchange->allowed_count))
 	{
@@ -498,7 +677,7 @@ on_connected(void *arg, char *address, char *local_address, int port, int local_
 	if (peer == NULL ||
 		!policy_address_allowed(peer, exchange->plain, exchange->allowed, exchange->allowed_count))
 	{
-		exchange->address_refused = true;
+		exchange->address_refused = exchange->held_back = true;
 		return CURL_PREREQFUNC_ABORT;
 	}
 	return CURL_PREREQFUNC_OK;

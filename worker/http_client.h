@@ -58,7 +58,10 @@ extern void http_client_init(void);
  */
 extern HttpExchange *http_post(const HttpRequest *request, const char **problem);
 
-/* Forgets an exchange; harmless after its end. */
+/* Whether something of the request may have left this host. */
+extern bool http_may_be_sent(HttpExchange *exchange);
+
+/* Forgets an exchange; not after its end. */
 extern void http_abandon(HttpExchange *exchange);
 
 /* Threads of this process that resolve names, those given up included. */

@@ -334,6 +334,17 @@ round_give_back(void)
 	dlist_mutable_iter iter;
 
 	MemoryContextReset(round_context);
+	/* what was not sent yet is known to have had no effect */
+	dlist_foreach_modify(iter, &worker.out)
+	{
+		Call	   *call = dlist_container(Call, node, iter.cur);
+
+		if (provider_withdraw(call))
+		{
+			call_set_outcome(call, OUTCOME_RETRY, "worker_ended", "the worker ended before it could send the request");
+			worker_call_finished(call);
+		}
+	}
 	/* answers that are here are stored; what is still out is not waited for */
 	for (int left = worker.finished_count + 1; worker.finished_count > 0 && worker.finished_count < left;)
 	{
@@ -941,7 +952,13 @@ claim_calls(Round *round)
 		Datum		plugin_row = SPI_getbinval(row, desc, 15, &isnull);
 
 		round->claimed[round->claimed_count++] = call;
-		if (!isnull && !plugin_is_current(call->plugin, DatumGetTransactionId(plugin_row)))
+
+		/*
+		 * initialize is about a change that may be later than the claim's
+		 * snapshot
+		 */
+		if (!isnull && (call->method == METHOD_INITIALIZE ||
+						!plugin_is_current(call->plugin, DatumGetTransactionId(plugin_row))))
 			plugins_forget();
 	}
 	plugins_refresh();

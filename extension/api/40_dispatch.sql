@@ -83,6 +83,18 @@ $$;
 COMMENT ON FUNCTION leasehold_internal.lease_document(text, text, text, uuid, text, jsonb, jsonb) IS
     'The leaseMetadata of a provider call';
 
+-- The params of initialize.  Volatile: the call may be of a change of the
+-- plugin that was committed after claim_calls() began, so it is read anew.
+CREATE FUNCTION leasehold_internal.initialize_params(plugin text, installation_id uuid) RETURNS jsonb
+    LANGUAGE plpgsql VOLATILE AS $$
+BEGIN
+    RETURN (SELECT pg_catalog.jsonb_build_object('manifest', g.manifest, 'config', '{}'::jsonb, 'apiVersion', 1,
+                       'instanceInfo', pg_catalog.jsonb_build_object('instanceId', installation_id, 'hostVersion', '0.1.0'))
+              FROM leasehold.plugins AS g WHERE g.key = plugin);
+END
+$$;
+COMMENT ON FUNCTION leasehold_internal.initialize_params(text, uuid) IS 'The params of a plugin''s initialize';
+
 -- Claims calls and returns what is to be done: a method with its params, or a
 -- verdict that is reached without a call ("failed" or "unknown", with code and
 -- message), which the worker hands to complete_calls() like an answer.
@@ -127,9 +139,7 @@ BEGIN
            t.rpc_ms, m.idempotency_key,
            CASE WHEN v.verdict IS NULL THEN (CASE c.operation
            WHEN 'initialize' THEN
-               (SELECT pg_catalog.jsonb_build_object('manifest', g2.manifest, 'config', '{}'::jsonb, 'apiVersion', 1,
-                        'instanceInfo', pg_catalog.jsonb_build_object('instanceId', i.id, 'hostVersion', '0.1.0'))
-                  FROM leasehold.plugins AS g2 WHERE g2.key = c.payload ->> 'plugin')
+               leasehold_internal.initialize_params(c.payload ->> 'plugin', i.id)
            ELSE
                pg_catalog.jsonb_build_object(
                    'driverKey', c.provider, 'companyId', c.company_id,

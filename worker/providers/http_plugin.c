@@ -34,6 +34,7 @@ typedef struct PluginCall
 } PluginCall;
 
 static void plugin_start(Call *call);
+static bool plugin_withdraw(Call *call);
 static void abandon(void *arg);
 static void plugin_answered(void *arg, const HttpResponse *response);
 static void judge_silence(Call *call, const HttpResponse *response);
@@ -54,6 +55,7 @@ const Provider http_plugin_provider = {
 	.destroy = plugin_start,
 	.find = plugin_start,
 	.list = plugin_start,
+	.withdraw = plugin_withdraw,
 };
 
 static void
@@ -112,6 +114,17 @@ plugin_start(Call *call)
 	MemoryContextSwitchTo(old);
 	if (call->outcome != OUTCOME_NONE)
 		worker_call_finished(call);
+}
+
+static bool
+plugin_withdraw(Call *call)
+{
+	PluginCall *state = call->transport;
+
+	if (state == NULL || state->exchange == NULL || http_may_be_sent(state->exchange))
+		return false;
+	abandon(state);
+	return true;
 }
 
 /* The call's memory goes while it is out. */

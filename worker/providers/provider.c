@@ -8,18 +8,14 @@
 #include "provider.h"
 #include "worker.h"
 
+static const Provider *provider_of(const Call *call);
 static ProviderStart start_of(const Provider *provider, CallMethod method);
 
 void
 provider_start(Call *call)
 {
-	const Provider *provider = NULL;
+	const Provider *provider = provider_of(call);
 	ProviderStart start;
-
-	if (call->plugin != NULL)
-		provider = &http_plugin_provider;
-	else if (strcmp(call->provider, fake_provider.name) == 0)
-		provider = &fake_provider;
 
 	start = provider ? start_of(provider, call->method) : NULL;
 	if (start == NULL)
@@ -30,6 +26,24 @@ provider_start(Call *call)
 		return;
 	}
 	start(call);
+}
+
+bool
+provider_withdraw(Call *call)
+{
+	const Provider *provider = provider_of(call);
+
+	return provider != NULL && provider->withdraw != NULL && provider->withdraw(call);
+}
+
+static const Provider *
+provider_of(const Call *call)
+{
+	if (call->plugin != NULL)
+		return &http_plugin_provider;
+	if (strcmp(call->provider, fake_provider.name) == 0)
+		return &fake_provider;
+	return NULL;
 }
 
 static ProviderStart

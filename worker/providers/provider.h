@@ -25,6 +25,7 @@ typedef struct Provider
 	ProviderStart destroy;
 	ProviderStart find;			/* by lease id and generation */
 	ProviderStart list;			/* by label */
+	bool		(*withdraw) (Call *call);	/* NULL: cannot be told */
 } Provider;
 
 extern const Provider fake_provider;
@@ -32,5 +33,11 @@ extern const Provider http_plugin_provider;
 
 /* Begins the call at whatever serves it. */
 extern void provider_start(Call *call);
+
+/*
+ * Takes back a call that is out; false if it may have had an effect already.
+ * One that was taken back must be finished by the caller.
+ */
+extern bool provider_withdraw(Call *call);
 
 #endif							/* LEASEHOLD_PROVIDER_H */
