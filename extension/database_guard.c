@@ -261,9 +261,10 @@ guard_leases(void)
 						   save_sec_context | SECURITY_LOCAL_USERID_CHANGE | SECURITY_RESTRICTED_OPERATION);
 	SPI_connect();
 	PushActiveSnapshot(GetLatestSnapshot());
+	/* qualified throughout: the search path is that of whoever drops */
 	ret = SPI_execute("SELECT pg_catalog.count(*) FROM leasehold.leases"
-					  " WHERE status::text IN ('acquiring', 'active', 'releasing', 'retained', 'resuming',"
-					  " 'pending_cleanup', 'irrevocable')", true, 0);
+					  " WHERE status::pg_catalog.text OPERATOR(pg_catalog.=) ANY ('{acquiring, active, releasing,"
+					  " retained, resuming, pending_cleanup, irrevocable}'::pg_catalog.text[])", true, 0);
 	if (ret == SPI_OK_SELECT && SPI_processed == 1)
 	{
 		bool		isnull;

@@ -93,7 +93,8 @@ BEGIN
         ON k.company_id = e.company_id AND k.environment_id = e.id AND k.version = e.config_version
       LEFT JOIN leasehold.providers AS p ON p.key = e.provider
       LEFT JOIN leasehold.plugins AS g ON g.key = p.plugin_key
-     WHERE e.company_id = v_company AND e.key = environment;
+     WHERE e.company_id = v_company AND e.key = environment
+       FOR KEY SHARE OF e;  -- as the foreign key would, but before, so that a deletion meanwhile is seen
     IF NOT FOUND THEN
         PERFORM leasehold_internal.find_environment(v_company, environment);
     ELSIF v_environment.status <> 'active' THEN
@@ -542,7 +543,12 @@ BEGIN
     PERFORM leasehold_internal.check_interval('ttl', import_lease.ttl, '1 second', '365 days');
     PERFORM leasehold_internal.check_interval('idle_timeout', import_lease.idle_timeout, '1 second', '365 days');
     PERFORM leasehold_internal.check_object('metadata', import_lease.metadata);
-    v_environment := leasehold_internal.find_environment(v_company, environment);
+    -- locked as the foreign key would, but before, so that a deletion meanwhile is seen
+    SELECT e.* INTO v_environment FROM leasehold_internal.environments AS e
+     WHERE e.company_id = v_company AND e.key = environment FOR KEY SHARE;
+    IF NOT FOUND THEN
+        PERFORM leasehold_internal.find_environment(v_company, environment);
+    END IF;
     IF v_environment.status <> 'active' THEN
         PERFORM leasehold_internal.refuse('environment_inactive', pg_catalog.format('environment "%s" is archived', environment));
     END IF;

@@ -2,8 +2,18 @@
 -- predecessor left, and what the dispatch table lacks.
 
 -- Calls that were started and never ended: their outcome is unknown.  One that
--- was in flight in several crashes is set aside.
+-- was in flight in several crashes is set aside.  What a user has locked at this
+-- moment must not keep the worker from serving the others: housekeeping takes
+-- it over later.
 CREATE FUNCTION leasehold_internal.recover_calls(epoch bigint, shards smallint[], crash_limit integer, crashed boolean)
+    RETURNS integer LANGUAGE sql VOLATILE AS $$
+    SELECT leasehold_internal.take_over_calls(ARRAY[epoch], shards, crash_limit, crashed, pg_catalog.clock_timestamp())
+$$;
+COMMENT ON FUNCTION leasehold_internal.recover_calls(bigint, smallint[], integer, boolean) IS
+    'Takes over calls that an earlier worker left without an answer';
+
+CREATE FUNCTION leasehold_internal.take_over_calls(
+        live_epochs bigint[], shards smallint[], crash_limit integer, crashed boolean, started_before timestamptz)
     RETURNS integer LANGUAGE plpgsql VOLATILE AS $$
 #variable_conflict use_column
 DECLARE
@@ -15,12 +25,19 @@ BEGIN
                crashes = c.crashes + CASE WHEN crashed THEN 1 ELSE 0 END,
                look_up = c.look_up OR c.operation = 'acquire', worker_epoch = NULL,
                due_at = pg_catalog.clock_timestamp(), last_error = 'the worker ended before the answer came'
-         WHERE c.state = 'started' AND c.shard = ANY (shards) AND c.worker_epoch IS DISTINCT FROM epoch
+          FROM (SELECT x.company_id, x.subject_id FROM leasehold_internal.calls AS x
+                 WHERE x.slot = 'op' AND x.state = 'started' AND x.shard = ANY (shards)
+                   AND (x.started_at <= started_before OR x.started_at IS NULL)
+                   AND NOT COALESCE(x.worker_epoch = ANY (live_epochs), false)
+                   FOR UPDATE SKIP LOCKED) AS p
+         WHERE c.company_id = p.company_id AND c.subject_id = p.subject_id AND c.slot = 'op'
         RETURNING c.*
     ), lease AS (
         UPDATE leasehold.leases AS l SET waiting_for = 'quarantine'
-          FROM lost AS c
-         WHERE c.state = 'quarantined' AND l.company_id = c.company_id AND l.id = c.subject_id
+          FROM (SELECT x.company_id, x.id FROM leasehold.leases AS x
+                  JOIN lost AS c ON x.company_id = c.company_id AND x.id = c.subject_id
+                 WHERE c.state = 'quarantined' FOR NO KEY UPDATE OF x SKIP LOCKED) AS p
+         WHERE l.company_id = p.company_id AND l.id = p.id
     ), event AS (
         INSERT INTO leasehold.audit_events (company_id, action, entity_type, entity_id, details)
         SELECT c.company_id, 'environment.lease_quarantined', 'environment_lease', c.subject_id::text,
@@ -31,8 +48,8 @@ BEGIN
     RETURN v_count;
 END
 $$;
-COMMENT ON FUNCTION leasehold_internal.recover_calls(bigint, smallint[], integer, boolean) IS
-    'Takes over calls that an earlier worker left without an answer';
+COMMENT ON FUNCTION leasehold_internal.take_over_calls(bigint[], smallint[], integer, boolean, timestamptz) IS
+    'Takes over calls that no live worker has; but none that a user has locked';
 
 -- Queues what the states of leases and runs ask for and the dispatch table does
 -- not have: after a restore, or when a state was changed by hand.

@@ -431,6 +431,10 @@ BEGIN
     DELETE FROM leasehold.leases AS l USING old AS o WHERE l.company_id = o.company_id AND l.id = o.id;
     GET DIAGNOSTICS v_count = ROW_COUNT;
     PERFORM leasehold_internal.requeue_waiting(NULL, 1000);
+    -- what recover_calls() had to leave, as somebody had it locked
+    PERFORM leasehold_internal.take_over_calls(
+        ARRAY(SELECT w.epoch FROM leasehold_internal.worker_states() AS w WHERE w.pid IS NOT NULL), shards,
+        pg_catalog.current_setting('leasehold.crash_limit')::integer, true, pg_catalog.now() - interval '1 minute');
     PERFORM leasehold_internal.rebuild_calls(shards);
     IF reconcile_seconds > 0 THEN
         PERFORM leasehold_internal.ensure_reconciles(shards, pg_catalog.make_interval(secs => reconcile_seconds));

@@ -1,0 +1,103 @@
+-- What cannot be removed is tried again, then kept, counted and shown until
+-- somebody decides.  (cleanup_attempts is 3 here.)
+\pset format unaligned
+\pset tuples_only on
+SET ROLE regress_manager;
+SELECT leasehold.create_environment('reluctant', 'fake', '{"releaseFailTimes": 2}') IS NOT NULL AS made;
+SELECT leasehold.create_environment('stuck', 'fake', '{"releaseFailTimes": 1000, "image": "stuck"}') IS NOT NULL AS made;
+SELECT leasehold.create_environment('stuck2', 'fake', '{"releaseFailTimes": 1000}') IS NOT NULL AS made;
+SET ROLE regress_user;
+
+-- 86: a release that fails is no exception and ends all the same
+SELECT leasehold.request_lease('reluctant', lease_id => test.id('reluctant')) = test.id('reluctant') AS requested;
+SELECT test.is('active', (leasehold.wait_for_lease(test.id('reluctant'), '30 seconds')).status, 'active');
+SELECT test.is('given back', leasehold.release_lease(test.id('reluctant')), 'releasing');
+SELECT test.is('waiting sees the end, not the tries', (w.status, w.done)::text, '(released,t)') FROM leasehold.wait_for_lease(test.id('reluctant'), '30 seconds') AS w;
+SELECT test.is('of the failed tries the first is told', test.events('reluctant'), 'requested acquired release_requested cleanup_failed released');
+SELECT test.is('a success in the end', (l.cleanup_status, l.attempts, l.waiting_for)::text, '(success,0,)') FROM leasehold.leases AS l WHERE l.id = test.id('reluctant');
+
+-- Too many tries.
+SELECT leasehold.request_lease('stuck', lease_id => test.id('stuck')) = test.id('stuck') AS requested;
+SELECT test.is('active', (leasehold.wait_for_lease(test.id('stuck'), '30 seconds')).status, 'active');
+SELECT test.is('given back', leasehold.release_lease(test.id('stuck')), 'releasing');
+SELECT test.is('irrevocable', (w.status, w.done, w.failure_code)::text, '(irrevocable,t,lease_cleanup_failed)') FROM leasehold.wait_for_lease(test.id('stuck'), '30 seconds') AS w;
+SELECT test.is('it keeps what it would have been', (l.end_status, l.cleanup_status, l.ended_at, l.provider_lease_id IS NOT NULL)::text, '(released,failed,,t)')
+  FROM leasehold.leases AS l WHERE l.id = test.id('stuck');
+SELECT test.is('all is told', test.events('stuck'), 'requested acquired release_requested cleanup_failed irrevocable');
+SELECT test.is('it is shown as waiting for somebody', (a.status, a.waiting_for)::text, '(irrevocable,decision)') FROM leasehold.active_leases AS a WHERE a.lease_id = test.id('stuck');
+SELECT test.is('and in the backlog', (b.status, b.failure_code, b.provider_lease_id IS NOT NULL)::text, '(irrevocable,lease_cleanup_failed,t)') FROM leasehold.cleanup_backlog AS b WHERE b.lease_id = test.id('stuck');
+SELECT test.is('given back again: nothing', leasehold.release_lease(test.id('stuck')), 'irrevocable');
+SELECT test.is('destroyed: nothing either', leasehold.destroy_lease(test.id('stuck')), 'irrevocable');
+SET ROLE regress_admin;
+SELECT test.is('the doctor names it', (d.severity, d.finding)::text, '(warning,"1 lease is irrevocable")') FROM leasehold.doctor() AS d WHERE d.code = 'lease_irrevocable';
+SELECT test.is('metrics count it', m.value, 1) FROM leasehold.metrics() AS m WHERE m.name = 'leasehold_leases' AND m.labels = '{"status": "irrevocable"}';
+SET ROLE regress_manager;
+SELECT test.refused('its environment stays', $$SELECT leasehold.delete_environment('stuck')$$, 'still_in_use');
+
+-- Tried again, without success and with.
+SET ROLE regress_user;
+SELECT test.is('tried again', leasehold.retry_lease(test.id('stuck')), 'pending_cleanup');
+SELECT test.is('in vain', (leasehold.wait_for_lease(test.id('stuck'), '30 seconds')).status, 'irrevocable');
+RESET ROLE;
+-- the provider is repaired: what the lease was made with says so
+UPDATE leasehold_internal.environment_configs SET config = '{}' WHERE config ->> 'image' = 'stuck';
+SET ROLE regress_user;
+SELECT test.is('tried again', leasehold.retry_lease(test.id('stuck')), 'pending_cleanup');
+SELECT test.is('removed', (leasehold.wait_for_lease(test.id('stuck'), '30 seconds')).status, 'released');
+SELECT test.is('all is told', test.events('stuck'),
+    'requested acquired release_requested cleanup_failed irrevocable retried cleanup_failed irrevocable retried released');
+SELECT test.is('nothing is left of it', count(*), 0) FROM leasehold.cleanup_backlog AS b WHERE b.lease_id = test.id('stuck');
+SELECT test.refused('nothing is to be tried again', $$SELECT leasehold.retry_lease(test.id('stuck'))$$, 'wrong_state');
+
+-- Written off: only what is irrevocable, with a reason, by a manager.
+SELECT leasehold.request_lease('stuck2', lease_id => test.id('lost')) = test.id('lost') AS requested;
+SELECT test.is('active', (leasehold.wait_for_lease(test.id('lost'), '30 seconds')).status, 'active');
+SET ROLE regress_manager;
+SELECT test.refused('not an active one', $$SELECT leasehold.write_off_lease(test.id('lost'), 'gone')$$, 'wrong_state');
+SELECT test.is('given back', leasehold.release_lease(test.id('lost')), 'releasing');
+SELECT test.is('irrevocable', (leasehold.wait_for_lease(test.id('lost'), '30 seconds')).status, 'irrevocable');
+SELECT test.refused('not without a reason', $$SELECT leasehold.write_off_lease(test.id('lost'), NULL)$$, 'argument_required');
+SELECT test.refused('nor with an empty one', $$SELECT leasehold.write_off_lease(test.id('lost'), '  ')$$, 'argument_invalid');
+SET ROLE regress_user;
+SELECT test.refused('not by everybody', $$SELECT leasehold.write_off_lease(test.id('lost'), 'gone')$$, 'forbidden');
+SET ROLE regress_manager;
+SELECT leasehold.write_off_lease(test.id('lost'), 'the account was closed');
+SELECT test.is('written off', (l.status, l.failure_reason, l.ended_at IS NOT NULL, l.provider_lease_id IS NOT NULL)::text, '(written_off,"the account was closed",t,t)')
+  FROM leasehold.leases AS l WHERE l.id = test.id('lost');
+SELECT test.is('told, with what was given up', (e.details ->> 'reason', e.details ->> 'providerLeaseId' LIKE 'sandbox://fake/%', e.acting_role)::text, '("the account was closed",t,regress_manager)')
+  FROM leasehold.audit_events AS e WHERE e.entity_id = test.id('lost')::text AND e.action = 'environment.lease_written_off';
+SELECT test.refused('once', $$SELECT leasehold.write_off_lease(test.id('lost'), 'again')$$, 'wrong_state');
+SELECT test.refused('it is over', $$SELECT leasehold.retry_lease(test.id('lost'))$$, 'wrong_state');
+RESET ROLE;
+SELECT test.is('nothing is left to do', count(*), 0) FROM leasehold_internal.calls AS c WHERE c.subject_id = test.id('lost');
+SELECT test.is('its resource may be another''s', count(*), 0) FROM leasehold_internal.provider_resources AS r WHERE r.lease_id = test.id('lost');
+SET ROLE regress_manager;
+SELECT test.works('the environment can go', $$SELECT leasehold.delete_environment('stuck2')$$);
+
+-- An administrator may, too, for any company; and hurry up what waits for its next try.
+RESET ROLE;
+SELECT leasehold.request_lease('stuck', lease_id => test.id('held back'), company => 'acme') = test.id('held back') AS requested;
+SELECT test.eventually('active', $$SELECT test.lease('held back')$$, 'active');
+SET ROLE regress_admin;
+SELECT leasehold.pause_worker();
+SET client_min_messages = error;
+SELECT test.is('destroyed by an administrator', leasehold.destroy_lease(test.id('held back'), company => 'acme'), 'releasing');
+RESET ROLE;
+UPDATE leasehold_internal.calls SET due_at = now() + interval '1 day' WHERE subject_id = test.id('held back') AND slot = 'op';
+SET ROLE regress_admin;
+SELECT test.is('tried at once', leasehold.retry_lease(test.id('held back'), company => 'acme'), 'releasing');
+RESET client_min_messages;
+SELECT leasehold.resume_worker();
+SELECT test.eventually('gone', $$SELECT test.lease('held back')$$, 'expired');
+RESET ROLE;
+
+-- A resource of unknown fate: the provider cannot tell whether it made one.
+SET ROLE regress_manager;
+SELECT leasehold.create_environment('mute', 'fake', '{"loseAnswerTimes": 1, "lookup": false}') IS NOT NULL AS made;
+SELECT leasehold.request_lease('mute', lease_id => test.id('unknown')) = test.id('unknown') AS requested;
+SELECT test.is('irrevocable, for that reason', (w.status, w.failure_code, w.provider_lease_id)::text, '(irrevocable,acquire_outcome_unknown,)')
+  FROM leasehold.wait_for_lease(test.id('unknown'), '30 seconds') AS w;
+SELECT test.is('all is told, the look-ups'' series with its first; nothing was asked for twice', test.events('unknown'), 'requested outcome_unknown call_failed irrevocable');
+SELECT leasehold.write_off_lease(test.id('unknown'), 'it was not there');
+SELECT test.is('written off', test.lease('unknown'), 'written_off');
+RESET ROLE;
