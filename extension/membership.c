@@ -68,7 +68,10 @@ membership_of_role(Oid role)
 	MembershipList *list;
 	bool		found;
 
-	/* a transaction that holds its locks already would not learn of a revocation */
+	/*
+	 * a transaction that holds its locks already would not learn of a
+	 * revocation
+	 */
 	AcceptInvalidationMessages();
 	if (!cache_valid)
 		membership_load();

@@ -53,6 +53,7 @@
 #define TROUBLE_PAUSE_MS	1000	/* of what met with an error that passes */
 #define POSTPONED_MS		60000	/* of what cannot be done */
 #define TROUBLES_IN_ROW		3	/* then the rest has to wait, too */
+#define STORE_TRIES			5
 #define GIVE_BACK_TRIES		10
 #define REPORT_AGAIN_MS		60000
 
@@ -102,6 +103,7 @@ static void check_work(void *arg);
 static void read_installation(void);
 static void recover_work(void *arg);
 static void housekeep_work(void *arg);
+static void store_finished(void);
 static void give_back_work(void *arg);
 
 static TimestampTz pause_after_trouble(bool nothing_works);
@@ -399,11 +401,7 @@ round_give_back(void)
 		}
 	}
 	/* answers that are here are stored; what is still out is not waited for */
-	for (int left = worker.finished_count + 1; worker.finished_count > 0 && worker.finished_count < left;)
-	{
-		left = worker.finished_count;
-		(void) round_run(ROUND_PAUSED, false);
-	}
+	store_finished();
 	for (int tries = 0; tries < GIVE_BACK_TRIES && (!dlist_is_empty(&worker.out) || worker.finished_count > 0); tries++)
 	{
 		if (in_transaction("giving calls back", give_back_work, NULL))
@@ -411,6 +409,29 @@ round_give_back(void)
 	}
 	dlist_foreach_modify(iter, &worker.out)
 		forget_call(dlist_container(Call, node, iter.cur));
+}
+
+/*
+ * Stores answers without regard to when they should be tried again.  A round
+ * may be interrupted by whoever tells us to end once more.
+ */
+static void
+store_finished(void)
+{
+	int			tries = 0;
+
+	while (worker.finished_count > 0 && tries < STORE_TRIES)
+	{
+		int			left = worker.finished_count;
+		dlist_iter	iter;
+
+		dlist_foreach(iter, &worker.finished)
+			dlist_container(Call, node, iter.cur)->apply_after = 0;
+		QueryCancelPending = false;
+		(void) round_run(ROUND_PAUSED, false);
+		if (worker.finished_count == left)
+			tries++;
+	}
 }
 
 static void

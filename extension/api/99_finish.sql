@@ -79,7 +79,7 @@ CREATE FUNCTION leasehold_internal.guard_drop() RETURNS event_trigger
 REVOKE ALL ON FUNCTION leasehold_internal.guard_drop() FROM PUBLIC;
 COMMENT ON FUNCTION leasehold_internal.guard_drop() IS 'Loads the library, whose hook guards DROP EXTENSION';
 CREATE EVENT TRIGGER leasehold_guard_drop ON ddl_command_start
-    WHEN TAG IN ('DROP EXTENSION', 'DROP SCHEMA', 'DROP OWNED')
+    WHEN TAG IN ('DROP EXTENSION', 'DROP OWNED')
     EXECUTE FUNCTION leasehold_internal.guard_drop();
 ALTER EVENT TRIGGER leasehold_guard_drop ENABLE ALWAYS;
 COMMENT ON EVENT TRIGGER leasehold_guard_drop IS 'Loads the library, whose hook guards DROP EXTENSION';

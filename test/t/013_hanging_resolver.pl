@@ -24,7 +24,7 @@ my $node = Leasehold::Node->new('main')->setup(
 	extension => 0,
 	configuration => q(
 leasehold.connect_timeout = 1s
-leasehold.breaker_threshold = 100000
+leasehold.breaker_threshold = 10000
 leasehold.acquire_attempts = 100
 leasehold.retry_max = 50ms
 ));
@@ -62,9 +62,11 @@ sub hangs { my ($yes) = @_; $yes ? append_to_file($hang, "yes\n") : unlink $hang
 # the worker keeps what it looked up a while: a new one has to ask again
 sub forget
 {
+	my ($before_it_serves) = @_;
 	my ($worker) = $node->workers;
 	$node->owner("SELECT pg_terminate_backend($worker)");
 	eventually { my @now = $node->workers; @now == 1 && $now[0] != $worker } 'a new worker';
+	$before_it_serves->() if $before_it_serves;
 	$node->serving;
 	return;
 }
@@ -151,12 +153,16 @@ subtest 'many ask' => sub {
 };
 
 subtest 'the name server answers again' => sub {
+	# what is out has given up by then, and nothing is sent before the new worker serves
+	$node->boss(q(SELECT leasehold.pause_worker()));
+	$node->happens(q(SELECT count(*) = 0 FROM leasehold_internal.calls WHERE state = 'started'), 'no request is out');
 	hangs(0);
-	forget();
+	forget(sub { $node->boss(q(SELECT leasehold.resume_worker())) });
 	$node->happens(q(SELECT count(*) = 401 FROM leasehold.leases WHERE provider = 'named' AND status = 'active'),
 		'everything that waited is got');
 	is($named->counters->{acquires_per_key_max}, 1, 'once');
-	is($named->counters->{methods}{environmentFindLease}, undef, 'nothing had to be looked up at the provider');
+	is($named->counters->{methods}{environmentFindLease}, undef, 'nothing had to be looked up at the provider')
+	  or diag(explain([ map { { %$_, events => $node->owner("SELECT json_agg(json_build_array(occurred_at, action, details) ORDER BY occurred_at) FROM leasehold.audit_events WHERE entity_id = '$_->{params}{leasehold}{leaseId}'"), was => $waiting } } $named->requests(method => 'find') ]));
 	$node->alice(q(SELECT count(leasehold.release_lease(id)) FROM leasehold.leases WHERE provider = 'named'));
 	$node->happens(q(SELECT count(*) = 402 FROM leasehold.leases WHERE provider = 'named' AND status = 'released'), 'and released');
 	is($named->counters->{live}, 0, 'nothing is left');
