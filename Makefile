@@ -7,8 +7,13 @@ MODULE_big   = leasehold
 # A file has one subject; its directory says where it runs.
 OBJS = $(patsubst %.c,%.o,$(sort $(wildcard extension/*.c worker/*.c worker/providers/*.c)))
 
+# The SQL of a released version is frozen: extension/api/ goes on as the next one.
 API          = $(sort $(wildcard extension/api/*.sql))
+RELEASED     = $(wildcard extension/released/leasehold--*.sql)
+DATA         = $(RELEASED) $(wildcard extension/upgrades/leasehold--*.sql)
+ifeq ($(filter %/leasehold--$(EXTVERSION).sql,$(RELEASED)),)
 DATA_built   = extension/leasehold--$(EXTVERSION).sql
+endif
 PG_CPPFLAGS  = -Iextension -Iworker -DLEASEHOLD_VERSION=\"$(EXTVERSION)\"
 PG_CFLAGS    = -std=gnu11 -Wextra -Wno-unused-parameter -Wno-missing-field-initializers \
                -Wno-declaration-after-statement -fvisibility=hidden

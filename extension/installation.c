@@ -1,7 +1,7 @@
 /*
  * installation.c
  *		The facts of this server that the installation's stamp is compared with,
- *		the installation's epoch, and whether it is paused.
+ *		the installation's epoch, and whether it is paused or drained.
  */
 #include "postgres.h"
 #include "compat.h"
@@ -30,12 +30,14 @@
 
 PG_FUNCTION_INFO_V1(leasehold_here);
 PG_FUNCTION_INFO_V1(leasehold_current_epoch);
+PG_FUNCTION_INFO_V1(leasehold_is_draining);
 PG_FUNCTION_INFO_V1(leasehold_relation_changed);
 
 /* what was read of the installation's row */
 static bool row_known = false;
 static int64 epoch;
 static bool paused;
+static bool draining;
 static char paused_reason[256];
 
 static Oid	installation_relid = InvalidOid;
@@ -128,6 +130,19 @@ leasehold_current_epoch(PG_FUNCTION_ARGS)
 	PG_RETURN_INT64(epoch);
 }
 
+/*
+ * is_draining(): whether drain_installation() was called; cached, since every
+ * request asks.
+ */
+Datum
+leasehold_is_draining(PG_FUNCTION_ARGS)
+{
+	AcceptInvalidationMessages();
+	if (!row_known)
+		read_row();
+	PG_RETURN_BOOL(draining);
+}
+
 bool
 installation_is_paused(const char **reason)
 {
@@ -150,7 +165,7 @@ read_row(void)
 	hosts_relid = get_relname_relid("allowed_hosts", get_namespace_oid("leasehold_internal", false));
 	rel = table_open(installation_relid, AccessShareLock);
 	epoch = 0;
-	paused = false;
+	paused = draining = false;
 	paused_reason[0] = '\0';
 	/* set before reading: an invalidation that arrives meanwhile must win */
 	row_known = true;
@@ -161,6 +176,7 @@ read_row(void)
 		Datum		reason;
 
 		epoch = Max(epoch, DatumGetInt64(column(tuple, rel, "epoch", &isnull)));
+		draining |= DatumGetBool(column(tuple, rel, "draining", &isnull));
 		if (!DatumGetBool(column(tuple, rel, "paused", &isnull)))
 			continue;
 		paused = true;

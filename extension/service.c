@@ -8,6 +8,7 @@
 #include "access/xlog.h"
 #include "funcapi.h"
 #include "miscadmin.h"
+#include "storage/proc.h"
 #include "storage/procarray.h"
 #include "utils/builtins.h"
 #include "utils/timestamp.h"
@@ -24,6 +25,8 @@ PG_FUNCTION_INFO_V1(leasehold_provider_states);
 PG_FUNCTION_INFO_V1(leasehold_request_breaker_reset);
 
 static const char *reason_without_entry(void);
+static WorkerState state_of_worker(SharedWorker *worker, char *said);
+static bool died_without_a_word(int pid);
 static void copy_worker(SharedWorker *to, SharedWorker *from);
 static void put_count(Datum *value, uint64 count);
 
@@ -31,7 +34,6 @@ bool
 service_is_available(char **reason, LeaseholdError *error)
 {
 	SharedDatabase *entry;
-	SharedWorker worker;
 	const char *pause;
 
 	*error = LHE_WORKER_UNAVAILABLE;
@@ -65,38 +67,67 @@ service_is_available(char **reason, LeaseholdError *error)
 	}
 	for (int w = 0; w < setting_workers; w++)
 	{
-		copy_worker(&worker, &entry->workers[w]);
-		if (worker.state == WORKER_RUNNING || worker.state == WORKER_PAUSED)
+		char		said[SHARED_REASON_SIZE];
+		WorkerState state = state_of_worker(&entry->workers[w], said);
+
+		if (state == WORKER_RUNNING || state == WORKER_PAUSED)
 			continue;
-		if (worker.state == WORKER_HELD)
+		if (state == WORKER_HELD)
 			*error = LHE_INSTALLATION_HELD;
-		if (worker.reason[0] != '\0')
-			*reason = pstrdup(worker.reason);
+		if (said[0] != '\0')
+			*reason = pstrdup(said);
 		else if (entry->complaint[0] != '\0')
 			*reason = pstrdup(entry->complaint);
 		else
-			*reason = psprintf("the worker is %s", worker.state == WORKER_ABSENT ? "not running yet" :
-							   shared_worker_state_name(worker.state));
+			*reason = psprintf("the worker is %s", state == WORKER_ABSENT ? "not running yet" :
+							   shared_worker_state_name(state));
 		return false;
 	}
 	return true;
 }
 
+/* A worker's state, and what it says of it; every request asks, so nothing else is copied. */
+static WorkerState
+state_of_worker(SharedWorker *worker, char *said)
+{
+	WorkerState state;
+	int			pid;
+
+	SpinLockAcquire(&worker->mutex);
+	state = worker->state;
+	pid = worker->pid;
+	if (state == WORKER_RUNNING || state == WORKER_PAUSED)
+		said[0] = '\0';
+	else
+		memcpy(said, worker->reason, SHARED_REASON_SIZE);
+	SpinLockRelease(&worker->mutex);
+	return died_without_a_word(pid) ? WORKER_ABSENT : state;
+}
+
+static bool
+died_without_a_word(int pid)
+{
+	return pid != 0 && BackendPidGetProc(pid) == NULL;
+}
+
 /*
  * warn_if_unserved(): what was asked for is kept, but who asked should know
- * that nobody does it now.
+ * that nobody does it now; once in a transaction is enough.
  */
 Datum
 leasehold_warn_if_unserved(PG_FUNCTION_ARGS)
 {
+	static LocalTransactionId warned_in = InvalidLocalTransactionId;
 	char	   *reason;
 	LeaseholdError error;
 
-	if (!service_is_available(&reason, &error))
-		ereport(WARNING,
-				(leasehold_error(error),
-				 errmsg("nothing is done at the provider for now: %s", reason),
-				 errhint("The request is kept and carried out when the worker serves again; an administrator can call leasehold.doctor().")));
+	if (warned_in == MyProc->lxid || service_is_available(&reason, &error))
+		PG_RETURN_VOID();
+	warned_in = MyProc->lxid;
+	ereport(WARNING,
+			(leasehold_error(error),
+			 errmsg("nothing is done at the provider for now: %s", reason),
+			 errhint("The request is kept and carried out when the worker serves again; an administrator can call leasehold.doctor().")));
 	PG_RETURN_VOID();
 }
 
@@ -237,8 +268,7 @@ copy_worker(SharedWorker *to, SharedWorker *from)
 	memcpy(to, from, sizeof(SharedWorker));
 	SpinLockRelease(&from->mutex);
 
-	/* a worker that died without a word */
-	if (to->pid != 0 && BackendPidGetProc(to->pid) == NULL)
+	if (died_without_a_word(to->pid))
 	{
 		to->pid = 0;
 		to->state = WORKER_ABSENT;

@@ -39,7 +39,7 @@
 #include "settings.h"
 #include "worker.h"
 
-#define SUPPORTED_VERSION	"0.1"	/* of the SQL objects */
+#define SUPPORTED_VERSION	LEASEHOLD_VERSION	/* of the SQL objects */
 #define SHARDS				64
 #define LOOK_BACK_US		20000	/* more than WAKE_LATE_US */
 #define DUE_BATCH			1000

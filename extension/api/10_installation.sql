@@ -47,6 +47,10 @@ CREATE FUNCTION leasehold_internal.current_epoch() RETURNS bigint
     LANGUAGE c STABLE AS 'MODULE_PATHNAME', 'leasehold_current_epoch';
 COMMENT ON FUNCTION leasehold_internal.current_epoch() IS 'The installation''s epoch, 0 before the stamp';
 
+CREATE FUNCTION leasehold_internal.is_draining() RETURNS boolean
+    LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'leasehold_is_draining';
+COMMENT ON FUNCTION leasehold_internal.is_draining() IS 'Whether drain_installation() was called';
+
 CREATE FUNCTION leasehold_internal.installation_changed() RETURNS trigger
     LANGUAGE c AS 'MODULE_PATHNAME', 'leasehold_relation_changed';
 COMMENT ON FUNCTION leasehold_internal.installation_changed() IS

@@ -27,6 +27,8 @@ DECLARE
     v_company     uuid := leasehold_internal.enter_company(request_lease.company, 'user');
     v_id          uuid := COALESCE(request_lease.lease_id, leasehold.new_id());
     v_ttl         interval := COALESCE(request_lease.ttl, '1 hour');
+    v_acquire     interval := COALESCE(request_lease.acquire_timeout, '5 minutes');
+    v_on_limit    text := COALESCE(request_lease.on_limit, 'wait');
     v_environment record;
     v_run         record;
     v_agent       uuid := request_lease.agent_id;
@@ -36,16 +38,20 @@ DECLARE
     v_policy      text;
     v_earlier     uuid;
 BEGIN
-    PERFORM leasehold_internal.check_interval('ttl', v_ttl, '1 second', '365 days');
-    PERFORM leasehold_internal.check_interval('idle_timeout', request_lease.idle_timeout, '1 second', '365 days');
-    PERFORM leasehold_internal.check_interval('acquire_timeout', request_lease.acquire_timeout, '1 second', '1 day');
-    PERFORM leasehold_internal.check_choice('on_limit', COALESCE(on_limit, 'wait'), 'wait', 'fail');
-    IF request_lease.policy IS NOT NULL THEN
+    -- this function is called often: what is usually right is not asked in a query
+    IF v_ttl NOT BETWEEN '1 second' AND '365 days' OR request_lease.idle_timeout IS NOT NULL
+       OR v_acquire NOT BETWEEN '1 second' AND '1 day' THEN
+        PERFORM leasehold_internal.check_interval('ttl', v_ttl, '1 second', '365 days');
+        PERFORM leasehold_internal.check_interval('idle_timeout', request_lease.idle_timeout, '1 second', '365 days');
+        PERFORM leasehold_internal.check_interval('acquire_timeout', v_acquire, '1 second', '1 day');
+    END IF;
+    IF v_on_limit NOT IN ('wait', 'fail') OR request_lease.policy IS NOT NULL THEN
+        PERFORM leasehold_internal.check_choice('on_limit', v_on_limit, 'wait', 'fail');
         PERFORM leasehold_internal.check_choice('policy', request_lease.policy,
-            'ephemeral', 'reuse_by_environment', 'retain_on_failure');
+            'ephemeral', 'reuse_by_environment', 'retain_on_failure') WHERE request_lease.policy IS NOT NULL;
     END IF;
 
-    IF EXISTS (SELECT FROM leasehold_internal.installation AS i WHERE i.draining) THEN
+    IF leasehold_internal.is_draining() THEN
         PERFORM leasehold_internal.refuse('worker_unavailable', 'the installation is being drained',
             'An administrator can end this with resume_worker().');
     END IF;
@@ -55,8 +61,7 @@ BEGIN
             pg_catalog.jsonb_build_array(environment, request_lease.agent_id, request_lease.issue_id,
                 request_lease.run_id, request_lease.execution_workspace_id,
                 pg_catalog.date_part('epoch', v_ttl), pg_catalog.date_part('epoch', request_lease.idle_timeout),
-                request_lease.policy, COALESCE(on_limit, 'wait'),
-                pg_catalog.date_part('epoch', COALESCE(request_lease.acquire_timeout, '5 minutes')),
+                request_lease.policy, v_on_limit, pg_catalog.date_part('epoch', v_acquire),
                 request_lease.lease_id), v_id);
         IF v_earlier IS NOT NULL THEN
             RETURN v_earlier;
@@ -114,8 +119,10 @@ BEGIN
             PERFORM leasehold_internal.require_agent(v_company, v_agent);
         END IF;
     END IF;
-    PERFORM leasehold_internal.require_issue(v_company, v_issue) WHERE v_issue IS NOT NULL;
-    PERFORM leasehold_internal.require_workspace(v_company, v_workspace) WHERE v_workspace IS NOT NULL;
+    IF v_issue IS NOT NULL OR v_workspace IS NOT NULL THEN
+        PERFORM leasehold_internal.require_issue(v_company, v_issue);
+        PERFORM leasehold_internal.require_workspace(v_company, v_workspace);
+    END IF;
 
     v_policy := COALESCE(request_lease.policy,
         CASE WHEN v_environment.wants_reuse AND v_environment.reusable AND v_agent IS NOT NULL
@@ -126,7 +133,7 @@ BEGIN
             pg_catalog.format('provider "%s" cannot park resources', v_environment.provider),
             'Use policy => ''ephemeral''.');
     END IF;
-    IF on_limit = 'fail' THEN
+    IF v_on_limit = 'fail' THEN
         PERFORM leasehold_internal.require_free_slot(v_company, v_environment.id, v_environment.provider);
     END IF;
     IF v_policy = 'reuse_by_environment' THEN
@@ -136,7 +143,7 @@ BEGIN
         END IF;
         v_earlier := leasehold_internal.resume_parked_lease(v_company, v_environment.id,
             v_environment.config_version, v_environment.provider_version, v_agent, v_adapter, v_workspace,
-            v_issue, request_lease.run_id, v_ttl, request_lease.idle_timeout, request_lease.acquire_timeout);
+            v_issue, request_lease.run_id, v_ttl, request_lease.idle_timeout, v_acquire);
         IF v_earlier IS NOT NULL THEN
             UPDATE leasehold_internal.idempotency_keys AS k SET result = v_earlier
              WHERE k.company_id = v_company AND k.function_name = 'request_lease'
@@ -152,8 +159,7 @@ BEGIN
                 agent_id, issue_id, run_id, execution_workspace_id, ttl, idle_timeout, fail_on_limit, acquire_by)
         VALUES (v_company, v_id, v_environment.id, v_environment.config_version, v_environment.provider,
                 v_environment.provider_version, v_adapter, v_policy, v_agent, v_issue, request_lease.run_id,
-                v_workspace, v_ttl, request_lease.idle_timeout, COALESCE(on_limit, 'wait') = 'fail',
-                pg_catalog.now() + COALESCE(request_lease.acquire_timeout, '5 minutes'))
+                v_workspace, v_ttl, request_lease.idle_timeout, v_on_limit = 'fail', pg_catalog.now() + v_acquire)
         ON CONFLICT (company_id, id) DO NOTHING
         RETURNING id
     ), call AS (
@@ -219,7 +225,7 @@ BEGIN
            SET status = 'resuming', generation = l.generation + 1, run_id = resume_parked_lease.run_id,
                issue_id = resume_parked_lease.issue_id, ttl = resume_parked_lease.ttl,
                idle_timeout = resume_parked_lease.idle_timeout, requested_at = pg_catalog.now(),
-               acquire_by = pg_catalog.now() + COALESCE(resume_parked_lease.acquire_timeout, '5 minutes'),
+               acquire_by = pg_catalog.now() + resume_parked_lease.acquire_timeout,
                end_status = NULL, disposition = NULL, ended_at = NULL, failure_code = NULL, failure_reason = NULL,
                fail_on_limit = false, cleanup_status = NULL, attempts = 0, requested_by = leasehold.acting_role()
           FROM chosen
