@@ -272,7 +272,11 @@ BEGIN
                CASE WHEN end_leases.disposition IS NOT NULL THEN end_leases.disposition
                     WHEN l.policy = 'reuse_by_environment' AND end_leases.end_status = 'released' THEN 'stop'
                     WHEN l.policy = 'retain_on_failure' AND end_leases.end_status = 'failed' THEN 'stop'
-                    ELSE 'delete' END AS new_disposition
+                    ELSE 'delete' END AS new_disposition,
+               COALESCE(end_leases.reason,
+                   CASE WHEN end_leases.end_status = 'failed' THEN 'adapter_or_run_failure'
+                        WHEN end_leases.end_status = 'expired' AND l.policy = 'reuse_by_environment'
+                             THEN 'lease_expired' END) AS new_reason
           FROM (SELECT * FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(lease_ids)) AS k (company_id, id)
                  ORDER BY 1, 2) AS w
          CROSS JOIN LATERAL (SELECT * FROM leasehold.leases AS x
@@ -292,12 +296,12 @@ BEGIN
                ended_at = CASE WHEN n.subject_id IS NOT NULL THEN pg_catalog.now() END,
                cleanup_status = CASE WHEN n.subject_id IS NULL THEN 'pending' END,
                failure_code = COALESCE(end_leases.code, l.failure_code),
-               failure_reason = COALESCE(end_leases.reason, l.failure_reason),
+               failure_reason = COALESCE(t.new_reason, l.failure_reason),
                waiting_for = NULL, attempts = 0
           FROM target AS t
           LEFT JOIN never_sent AS n ON n.company_id = t.company_id AND n.subject_id = t.id
          WHERE l.company_id = t.company_id AND l.id = t.id
-        RETURNING l.*, t.status AS old_status
+        RETURNING l.*, t.status AS old_status, t.new_reason
     ), call AS (
         INSERT INTO leasehold_internal.calls AS c
                (company_id, subject_id, slot, operation, provider, shard, generation)
@@ -321,7 +325,7 @@ BEGIN
                'environment_lease', l.id::text, l.agent_id, l.issue_id, l.run_id,
                pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object(
                    'environmentId', l.environment_id, 'provider', l.provider, 'from', l.old_status,
-                   'status', l.end_status, 'disposition', l.disposition, 'failureReason', end_leases.reason))
+                   'status', l.end_status, 'disposition', l.disposition, 'failureReason', l.new_reason))
           FROM lease AS l
     )
     SELECT pg_catalog.count(*),
