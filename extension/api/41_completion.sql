@@ -110,6 +110,7 @@ BEGIN
                     ELSE a.outcome END AS outcome,
                l.status AS old_status, l.provider, l.provider_lease_id AS old_resource,
                c.operation, c.look_up, c.attempts, c.attempts - c.throttled AS tries, c.last_error,
+               COALESCE(c.payload ? 'destroy', false) AS then_destroy,
                -- during a look-up the lease remembers how often it was asked for
                (l.acquire_by IS NULL OR l.acquire_by > pg_catalog.clock_timestamp())
                AND (NOT c.look_up OR l.attempts < acquire_attempts) AS in_time,
@@ -137,6 +138,8 @@ BEGIN
         -- a taken resource is somebody else's: the request failed, and it must not be removed
         SELECT a.*, CASE WHEN a.taken AND a.operation = 'acquire' AND a.outcome = 'ok'
                          THEN CASE WHEN a.old_status = 'acquiring' THEN 'fail' ELSE 'end' END
+                         -- it was parked, but is to be deleted meanwhile
+                         WHEN a.then_destroy AND a.decision = 'end' AND a.outcome = 'ok' THEN 'dispose'
                          ELSE a.decision END AS step,
                pg_catalog.clock_timestamp() + GREATEST(
                    leasehold_internal.backoff(a.attempts, base_ms, most_ms),
@@ -209,9 +212,10 @@ BEGIN
     ), next AS (
         UPDATE leasehold_internal.calls AS c
            SET state = 'queued', worker_epoch = NULL, generation = l.generation,
-               operation = CASE l.step
+               operation = CASE WHEN c.payload ? 'destroy' THEN 'destroy' ELSE CASE l.step
                    WHEN 'dispose' THEN CASE WHEN l.disposition = 'delete' AND l.policy <> 'ephemeral' THEN 'destroy' ELSE 'release' END
-                   WHEN 'reacquire' THEN 'acquire' ELSE c.operation END,
+                   WHEN 'reacquire' THEN 'acquire' ELSE c.operation END END,
+               payload = CASE WHEN c.payload ? 'destroy' THEN NULL ELSE c.payload END,
                look_up = CASE l.step WHEN 'look_up' THEN true WHEN 'later' THEN c.look_up ELSE false END,
                attempts = CASE WHEN l.step IN ('dispose', 'reacquire', 'look_up') THEN 0
                                WHEN l.step = 'again' THEN l.attempts ELSE c.attempts END,
