@@ -208,7 +208,11 @@ BEGIN
            AND l.environment_id = resume_parked_lease.environment_id
            AND l.execution_workspace_id = resume_parked_lease.execution_workspace_id
            AND l.agent_id = resume_parked_lease.agent_id
-           AND l.adapter_type IS NOT DISTINCT FROM resume_parked_lease.adapter_type
+           -- what a plugin made for an unknown adapter fits none, not even another unknown one
+           AND (l.adapter_type = resume_parked_lease.adapter_type
+                OR l.adapter_type IS NULL AND resume_parked_lease.adapter_type IS NULL
+                   AND NOT EXISTS (SELECT FROM leasehold.providers AS p
+                                    WHERE p.key = l.provider AND p.plugin_key IS NOT NULL))
            AND l.config_version = resume_parked_lease.config_version
            AND l.provider_version = resume_parked_lease.provider_version
            AND l.status = 'retained' AND l.policy = 'reuse_by_environment'

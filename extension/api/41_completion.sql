@@ -110,6 +110,9 @@ BEGIN
                     ELSE a.outcome END AS outcome,
                l.status AS old_status, l.provider, l.provider_lease_id AS old_resource,
                c.operation, c.look_up, c.attempts, c.attempts - c.throttled AS tries, c.last_error,
+               CASE WHEN c.operation = 'acquire' AND a.outcome = 'ok' AND l.policy = 'reuse_by_environment'
+                         AND l.adapter_type IS NULL
+                    THEN COALESCE(pg_catalog.left(a.metadata::jsonb ->> 'adapterType', 200), '') END AS new_adapter,
                COALESCE(c.payload ? 'destroy', false) AS then_destroy,
                -- during a look-up the lease remembers how often it was asked for
                (l.acquire_by IS NULL OR l.acquire_by > pg_catalog.clock_timestamp())
@@ -159,6 +162,12 @@ BEGIN
                                         ELSE COALESCE(l.end_status, 'released') END
                    ELSE l.status END,
                generation = l.generation + CASE WHEN s.step = 'reacquire' THEN 1 ELSE 0 END,
+               -- what nobody could take into use again is not parked
+               adapter_type = COALESCE(NULLIF(s.new_adapter, ''), l.adapter_type),
+               policy = CASE WHEN s.new_adapter = '' AND EXISTS (
+                                   SELECT FROM leasehold.providers AS p
+                                    WHERE p.key = l.provider AND p.plugin_key IS NOT NULL)
+                             THEN 'ephemeral' ELSE l.policy END,
                provider_lease_id = CASE WHEN s.taken THEN NULL
                    WHEN s.outcome = 'ok' AND s.operation = 'acquire' THEN s.provider_lease_id
                    WHEN s.outcome = 'ok' AND s.step = 'activate' THEN COALESCE(s.provider_lease_id, l.provider_lease_id)

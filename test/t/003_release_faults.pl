@@ -174,7 +174,7 @@ subtest 'a resource that vanished' => sub {
 
 subtest 'resume' => sub {
 	my ($agent, $workspace) = split /\n/, $node->alice(q(
-		SELECT leasehold.upsert_agent(leasehold.new_id());
+		SELECT leasehold.upsert_agent(leasehold.new_id(), adapter_type => 'codex');
 		SELECT leasehold.upsert_execution_workspace(leasehold.new_id());));
 	my $run = sub {
 		return $node->alice("SELECT started_run_id FROM leasehold.start_run(agent_id => '$agent',
