@@ -76,6 +76,27 @@ RESET ROLE;
 SELECT test.is('73: the release has the time, too', p ->> 'ms', '31234'), test.is('and the resource', p ->> 'providerLeaseId', 'w://w short') FROM pg_temp.sent('w short') AS p;
 SELECT test.is('answered', pg_temp.answer('w short'), 'applied');
 
+-- 101, 105: as long as the plugin is not ready a request waits, and is not sent; at its end it says why.
+UPDATE leasehold.plugins SET status = 'error' WHERE key = 'w';
+SET ROLE regress_user;
+SELECT leasehold.request_lease('w-plain', lease_id => test.id('w unready')) IS NOT NULL AS requested;
+RESET ROLE;
+SELECT test.is('101: nothing is sent', pg_temp.sent('w unready'), NULL);
+SELECT test.is('101: it says what it waits for', (l.status, l.waiting_for)::text, '(acquiring,plugin)') FROM leasehold.leases AS l WHERE l.id = test.id('w unready');
+UPDATE leasehold.leases SET acquire_by = now() - interval '1 second' WHERE id = test.id('w unready');
+UPDATE leasehold_internal.calls SET due_at = now() WHERE subject_id = test.id('w unready');
+BEGIN;
+SELECT test.is('101: too late', (c.verdict, c.code, c.message, c.params)::text, '(failed,acquire_timeout,"no resource was got in time: plugin ""w"" is not ready",)') FROM leasehold_internal.claim_calls(0, ARRAY[test.id('acme')], ARRAY[test.id('w unready')], 30000) AS c;
+ROLLBACK;
+UPDATE leasehold.leases SET acquire_by = now() + interval '1 minute' WHERE id = test.id('w unready');
+UPDATE leasehold.plugins SET status = 'disabled' WHERE key = 'w';
+BEGIN;
+SELECT test.is('105: disabled meanwhile', (c.verdict, c.code, c.message, c.params)::text, '(failed,provider_unusable,"the provider''s plugin is disabled or gone",)') FROM leasehold_internal.claim_calls(0, ARRAY[test.id('acme')], ARRAY[test.id('w unready')], 30000) AS c;
+ROLLBACK;
+UPDATE leasehold.plugins SET status = 'ready' WHERE key = 'w';
+SELECT test.is('100: ready: sent, once', pg_temp.sent('w unready') ->> 'method', 'environmentAcquireLease');
+SELECT test.is('answered', pg_temp.answer('w unready', 'w://w unready'), 'applied');
+
 -- 117, 118: who gets what a run of an agent has left.  One run after the other:
 -- of this adapter, when the provider says that; then of that adapter.
 CREATE FUNCTION pg_temp.two_runs(name text, adapter text, said text, next_adapter text, OUT first text, OUT next text) LANGUAGE plpgsql AS $$
