@@ -99,7 +99,7 @@ SELECT test.is('answered', pg_temp.answer('w unready', 'w://w unready'), 'applie
 
 -- 117, 118: who gets what a run of an agent has left.  One run after the other:
 -- of this adapter, when the provider says that; then of that adapter.
-CREATE FUNCTION pg_temp.two_runs(name text, adapter text, said text, next_adapter text, OUT first text, OUT next text) LANGUAGE plpgsql AS $$
+CREATE FUNCTION pg_temp.two_runs(name text, adapter text, said text, next_adapter text, resource text, OUT first text, OUT next text) LANGUAGE plpgsql AS $$
 DECLARE
     v_agent uuid := test.id(name || ' agent');
 BEGIN
@@ -107,7 +107,7 @@ BEGIN
     PERFORM leasehold.start_run(run_id => test.id(name), agent_id => v_agent, execution_workspace_id => test.id('w ws'), company => 'acme');
     PERFORM leasehold.request_lease('w-reused', run_id => test.id(name), lease_id => test.id(name), company => 'acme');
     PERFORM pg_temp.sent(name);
-    PERFORM pg_temp.answer(name, 'w://' || name, jsonb_build_object('adapterType', said)::text);
+    PERFORM pg_temp.answer(name, resource, jsonb_build_object('adapterType', said)::text);
     PERFORM leasehold.finish_run(test.id(name), company => 'acme');
     PERFORM pg_temp.sent(name);
     PERFORM pg_temp.answer(name);
@@ -124,7 +124,9 @@ SELECT test.is(v.label || ': the first', r.first, v.first), test.is(v.label || '
                ('117: none and X', NULL, NULL, 'X', '(released,ephemeral,)', 'fresh'), ('117: none and none', NULL, NULL, NULL, '(released,ephemeral,)', 'fresh'),
                ('118: the provider says X, and X', NULL, 'X', 'X', '(retained,reuse_by_environment,X)', 'resumed'), ('117: the provider says X, and none', NULL, 'X', NULL, '(retained,reuse_by_environment,X)', 'fresh'),
                ('what the run says goes before what the provider says', 'X', 'Y', 'X', '(retained,reuse_by_environment,X)', 'resumed')) AS v (label, adapter, said, next_adapter, first, next),
-       LATERAL pg_temp.two_runs('w ' || v.label, v.adapter, v.said, v.next_adapter) AS r;
+       LATERAL pg_temp.two_runs('w ' || v.label, v.adapter, v.said, v.next_adapter, 'w://w ' || v.label) AS r;
+-- 82: what has no id at the provider cannot be resumed, so it is not parked
+SELECT test.is('82: the first', r.first, '(released,ephemeral,X)'), test.is('82: the next', r.next, 'fresh') FROM pg_temp.two_runs('w without an id', 'X', NULL, 'X', NULL) AS r;
 -- 93: the resume names the agent
 SELECT test.is('the method', p ->> 'method', 'environmentResumeLease'), test.is('93: the agent', p ->> 'agentId', test.id('w X and X agent')::text),
        test.is('the resource', p ->> 'providerLeaseId', 'w://w X and X'), test.is('the generation', p #>> '{leasehold,generation}', '2'),

@@ -215,7 +215,7 @@ BEGIN
                                     WHERE p.key = l.provider AND p.plugin_key IS NOT NULL))
            AND l.config_version = resume_parked_lease.config_version
            AND l.provider_version = resume_parked_lease.provider_version
-           AND l.status = 'retained' AND l.policy = 'reuse_by_environment'
+           AND l.status = 'retained' AND l.policy = 'reuse_by_environment' AND l.provider_lease_id IS NOT NULL
          ORDER BY l.last_used_at DESC
          LIMIT 1 FOR UPDATE SKIP LOCKED
     ), lease AS (

@@ -164,7 +164,9 @@ BEGIN
                generation = l.generation + CASE WHEN s.step = 'reacquire' THEN 1 ELSE 0 END,
                -- what nobody could take into use again is not parked
                adapter_type = COALESCE(NULLIF(s.new_adapter, ''), l.adapter_type),
-               policy = CASE WHEN s.new_adapter = '' AND EXISTS (
+               policy = CASE WHEN l.policy = 'reuse_by_environment' AND s.operation = 'acquire' AND s.outcome = 'ok'
+                                  AND s.provider_lease_id IS NULL THEN 'ephemeral'
+                             WHEN s.new_adapter = '' AND EXISTS (
                                    SELECT FROM leasehold.providers AS p
                                     WHERE p.key = l.provider AND p.plugin_key IS NOT NULL)
                              THEN 'ephemeral' ELSE l.policy END,
