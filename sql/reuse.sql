@@ -179,6 +179,19 @@ SELECT test.is('one does not', leasehold.finish_run(test.id('not kept')), 'succe
 SELECT test.eventually('kept for a look at it', $$SELECT test.lease('kept')$$, 'retained');
 SELECT test.eventually('not kept', $$SELECT test.lease('not kept')$$, 'released');
 SELECT test.is('why', (l.failure_code, l.failure_reason, l.ended_at IS NOT NULL)::text, '(adapter_failed,"the tests are red",t)') FROM leasehold.leases AS l WHERE l.id = test.id('kept');
+-- 88, 121: an end without a word of its own has the one that belongs to it; a reusable lease that expires is not parked
+SELECT leasehold.start_run(run_id => test.id('wordless ' || s), agent_id => test.id('agent A'), execution_workspace_id => test.id('ws 1')) IS NOT NULL AS started FROM unnest(ARRAY['failed', 'cancelled']) AS s;
+SELECT leasehold.request_lease('plain', policy => p, run_id => test.id('wordless ' || s), lease_id => test.id('wordless ' || s || ' ' || p)) IS NOT NULL AS requested
+  FROM unnest(ARRAY['failed', 'cancelled']) AS s, unnest(ARRAY['ephemeral', 'reuse_by_environment', 'retain_on_failure']) AS p;
+SELECT test.is(s || ' ' || p, (leasehold.wait_for_lease(test.id('wordless ' || s || ' ' || p), '30 seconds')).status, 'active')
+  FROM unnest(ARRAY['failed', 'cancelled']) AS s, unnest(ARRAY['ephemeral', 'reuse_by_environment', 'retain_on_failure']) AS p;
+SELECT test.is(s, leasehold.finish_run(test.id('wordless ' || s), s), s) FROM unnest(ARRAY['failed', 'cancelled']) AS s;
+SELECT test.is(v.s || ' ' || v.p, (w.status, w.failure_reason)::text, v.want)
+  FROM (VALUES ('failed', 'ephemeral', '(failed,adapter_or_run_failure)'), ('failed', 'reuse_by_environment', '(failed,adapter_or_run_failure)'), ('failed', 'retain_on_failure', '(retained,adapter_or_run_failure)'),
+               ('cancelled', 'ephemeral', '(expired,)'), ('cancelled', 'reuse_by_environment', '(expired,lease_expired)'), ('cancelled', 'retain_on_failure', '(expired,)')) AS v (s, p, want),
+       leasehold.wait_for_lease(test.id('wordless ' || v.s || ' ' || v.p), '30 seconds') AS w;
+SELECT test.is('the event tells it', e.details ->> 'failureReason', 'lease_expired')
+  FROM leasehold.audit_events AS e WHERE e.entity_id = test.id('wordless cancelled reuse_by_environment')::text AND e.action = 'environment.lease_released';
 
 -- An environment whose resources are parked cannot be deleted; afterwards its leases remain.
 SET ROLE regress_manager;

@@ -371,7 +371,8 @@ BEGIN
         PERFORM leasehold_internal.end_company_leases(v_company,
             ARRAY(SELECT l.id FROM leasehold.leases AS l
                    WHERE l.company_id = v_company AND l.issue_id = v_issue.id
-                     AND (l.status = 'retained' OR l.run_id IS NULL AND leasehold_internal.may_have_resource(l.status))),
+                     AND (l.status IN ('retained', 'releasing', 'pending_cleanup')
+                          OR l.run_id IS NULL AND leasehold_internal.may_have_resource(l.status))),
             'expired', 'delete', 'issue_terminal_' || v_issue.status);
         UPDATE leasehold.leases AS l SET policy = 'ephemeral'
          WHERE l.company_id = v_company AND l.issue_id = v_issue.id AND l.policy <> 'ephemeral'

@@ -69,10 +69,15 @@ CREATE FUNCTION leasehold_internal.check_config(provider text, config jsonb) RET
     LANGUAGE plpgsql STABLE AS $$
 DECLARE
     v_problem text;
+    -- what we tell a provider beside its configuration, and read back
+    v_ours    text := (SELECT pg_catalog.min(k) FROM pg_catalog.unnest(ARRAY['driver', 'executionWorkspaceMode', 'pluginId',
+                           'pluginKey', 'provider', 'providerMetadata', 'sandboxProviderPlugin', 'shellCommand']) AS k
+                        WHERE config ? k);
 BEGIN
     PERFORM leasehold_internal.check_object('config', config, 262144);
     v_problem := CASE
-        WHEN config ? 'provider' THEN 'it must not contain "provider": the environment has its own'
+        WHEN v_ours = 'provider' THEN 'it must not contain "provider": the environment has its own'
+        WHEN v_ours IS NOT NULL THEN pg_catalog.format('it must not contain "%s", which is not the provider''s', v_ours)
         WHEN config ? 'timeoutMs' AND (pg_catalog.jsonb_typeof(config -> 'timeoutMs') <> 'number'
               OR (config ->> 'timeoutMs')::numeric NOT BETWEEN 1 AND 86400000
               OR (config ->> 'timeoutMs')::numeric % 1 <> 0)

@@ -46,6 +46,7 @@ CREATE TABLE leasehold.leases (
     CHECK (status NOT IN ('releasing', 'pending_cleanup', 'irrevocable') OR end_status IS NOT NULL)
 ) WITH (fillfactor = 80);
 COMMENT ON TABLE leasehold.leases IS 'One row per resource that a provider gave, or is asked for';
+COMMENT ON COLUMN leasehold.leases.adapter_type IS 'The agent''s, or what the provider says it made the resource for; a plugin''s resource without one is not reused';
 COMMENT ON COLUMN leasehold.leases.config_version IS 'The version of the environment''s configuration that the resource was made with';
 COMMENT ON COLUMN leasehold.leases.provider_version IS 'The plugin''s version when the resource was made; a parked one of another version is not reused';
 COMMENT ON COLUMN leasehold.leases.provider_expires_at IS 'When the provider ends the resource by itself; no renewal goes beyond';

@@ -214,10 +214,14 @@ BEGIN
            AND l.environment_id = resume_parked_lease.environment_id
            AND l.execution_workspace_id = resume_parked_lease.execution_workspace_id
            AND l.agent_id = resume_parked_lease.agent_id
-           AND l.adapter_type IS NOT DISTINCT FROM resume_parked_lease.adapter_type
+           -- what a plugin made for an unknown adapter fits none, not even another unknown one
+           AND (l.adapter_type = resume_parked_lease.adapter_type
+                OR l.adapter_type IS NULL AND resume_parked_lease.adapter_type IS NULL
+                   AND NOT EXISTS (SELECT FROM leasehold.providers AS p
+                                    WHERE p.key = l.provider AND p.plugin_key IS NOT NULL))
            AND l.config_version = resume_parked_lease.config_version
            AND l.provider_version = resume_parked_lease.provider_version
-           AND l.status = 'retained' AND l.policy = 'reuse_by_environment'
+           AND l.status = 'retained' AND l.policy = 'reuse_by_environment' AND l.provider_lease_id IS NOT NULL
          ORDER BY l.last_used_at DESC
          LIMIT 1 FOR UPDATE SKIP LOCKED
     ), lease AS (
@@ -260,7 +264,8 @@ COMMENT ON FUNCTION leasehold_internal.resume_parked_lease(uuid, uuid, integer, 
 -- A request whose call was never sent, or is known to have got nothing, is over
 -- at once.  The others become releasing; the call that is out, or the one queued
 -- here, carries it on.  Leases that are over or ending are left alone, so
--- ending twice is ending once.  A NULL disposition means what the policy says.
+-- ending twice is ending once; only what is being parked can still be deleted.
+-- A NULL disposition means what the policy says.
 CREATE FUNCTION leasehold_internal.end_leases(
         company_ids uuid[], lease_ids uuid[], end_status text, disposition text, reason text DEFAULT NULL,
         code text DEFAULT NULL)
@@ -278,12 +283,18 @@ BEGIN
                CASE WHEN end_leases.disposition IS NOT NULL THEN end_leases.disposition
                     WHEN l.policy = 'reuse_by_environment' AND end_leases.end_status = 'released' THEN 'stop'
                     WHEN l.policy = 'retain_on_failure' AND end_leases.end_status = 'failed' THEN 'stop'
-                    ELSE 'delete' END AS new_disposition
+                    ELSE 'delete' END AS new_disposition,
+               COALESCE(end_leases.reason,
+                   CASE WHEN end_leases.end_status = 'failed' THEN 'adapter_or_run_failure'
+                        WHEN end_leases.end_status = 'expired' AND l.policy = 'reuse_by_environment'
+                             THEN 'lease_expired' END) AS new_reason
           FROM (SELECT * FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(lease_ids)) AS k (company_id, id)
                  ORDER BY 1, 2) AS w
          CROSS JOIN LATERAL (SELECT * FROM leasehold.leases AS x
                               WHERE x.company_id = w.company_id AND x.id = w.id FOR NO KEY UPDATE) AS l
          WHERE l.status IN ('acquiring', 'active', 'resuming', 'retained')
+            OR l.status IN ('releasing', 'pending_cleanup') AND l.disposition <> 'delete'
+               AND end_leases.disposition = 'delete'
     ), never_sent AS (
         DELETE FROM leasehold_internal.calls AS c
          USING target AS t
@@ -292,42 +303,49 @@ BEGIN
         RETURNING c.company_id, c.subject_id, c.granted
     ), lease AS (
         UPDATE leasehold.leases AS l
-           SET status = CASE WHEN n.subject_id IS NOT NULL THEN end_leases.end_status ELSE 'releasing' END,
+           SET status = CASE WHEN n.subject_id IS NOT NULL THEN end_leases.end_status
+                             WHEN t.status = 'pending_cleanup' THEN t.status ELSE 'releasing' END,
                end_status = CASE WHEN t.new_disposition = 'delete' THEN end_leases.end_status ELSE 'retained' END,
                disposition = t.new_disposition,
                ended_at = CASE WHEN n.subject_id IS NOT NULL THEN pg_catalog.now() END,
-               cleanup_status = CASE WHEN n.subject_id IS NULL THEN 'pending' END,
+               cleanup_status = CASE WHEN t.status = 'pending_cleanup' THEN l.cleanup_status
+                                     WHEN n.subject_id IS NULL THEN 'pending' END,
                failure_code = COALESCE(end_leases.code, l.failure_code),
-               failure_reason = COALESCE(end_leases.reason, l.failure_reason),
+               failure_reason = COALESCE(t.new_reason, l.failure_reason),
                waiting_for = NULL, attempts = 0
           FROM target AS t
           LEFT JOIN never_sent AS n ON n.company_id = t.company_id AND n.subject_id = t.id
          WHERE l.company_id = t.company_id AND l.id = t.id
-        RETURNING l.*, t.status AS old_status
+        RETURNING l.*, t.status AS old_status, t.new_reason
     ), call AS (
         INSERT INTO leasehold_internal.calls AS c
                (company_id, subject_id, slot, operation, provider, shard, generation)
         SELECT l.company_id, l.id, 'op',
-               CASE WHEN l.disposition = 'delete' AND (l.policy <> 'ephemeral' OR l.old_status = 'retained')
+               CASE WHEN l.disposition = 'delete'
+                         AND (l.policy <> 'ephemeral' OR l.old_status IN ('retained', 'releasing', 'pending_cleanup'))
                     THEN 'destroy' ELSE 'release' END,
                l.provider, leasehold_internal.shard_of(l.company_id), l.generation
           FROM lease AS l
-         WHERE l.status = 'releasing'
+         WHERE l.status IN ('releasing', 'pending_cleanup')
         ON CONFLICT (company_id, subject_id, slot) DO UPDATE
                -- a call that is out, or whose outcome is to be looked up, goes on; its answer finds the lease releasing
-           SET operation = CASE WHEN c.operation = 'resume' AND c.state <> 'started' THEN excluded.operation ELSE c.operation END,
+           SET operation = CASE WHEN c.operation IN ('resume', 'release') AND c.state <> 'started'
+                                THEN excluded.operation ELSE c.operation END,
+               -- one that is just parking the resource is followed by another
+               payload = CASE WHEN c.operation = 'release' AND c.state = 'started'
+                              THEN '{"destroy": true}' ELSE c.payload END,
                state = CASE WHEN c.state = 'waiting' THEN 'queued' ELSE c.state END,
                due_at = CASE WHEN c.state = 'started' THEN c.due_at ELSE excluded.due_at END
     ), event AS (
         INSERT INTO leasehold.audit_events
                (company_id, action, entity_type, entity_id, agent_id, issue_id, run_id, details)
         SELECT l.company_id,
-               CASE WHEN l.status = 'releasing' THEN 'environment.lease_release_requested'
+               CASE WHEN l.status IN ('releasing', 'pending_cleanup') THEN 'environment.lease_release_requested'
                     ELSE 'environment.lease_released' END,
                'environment_lease', l.id::text, l.agent_id, l.issue_id, l.run_id,
                pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object(
                    'environmentId', l.environment_id, 'provider', l.provider, 'from', l.old_status,
-                   'status', l.end_status, 'disposition', l.disposition, 'failureReason', end_leases.reason))
+                   'status', l.end_status, 'disposition', l.disposition, 'failureReason', l.new_reason))
           FROM lease AS l
     )
     SELECT pg_catalog.count(*),
@@ -355,6 +373,25 @@ END
 $$;
 COMMENT ON FUNCTION leasehold_internal.end_company_leases(uuid, uuid[], text, text, text) IS
     'end_leases() for leases of one company';
+
+-- Those among these leases whose cleanup waits for its next try have it now; who
+-- asks gives a new reason.
+CREATE FUNCTION leasehold_internal.hurry_cleanup(company_id uuid, lease_ids uuid[], reason text) RETURNS void
+    LANGUAGE plpgsql VOLATILE AS $$
+BEGIN
+    UPDATE leasehold.leases AS l SET failure_reason = COALESCE(hurry_cleanup.reason, l.failure_reason)
+      FROM (SELECT x.id FROM leasehold.leases AS x
+             WHERE x.company_id = hurry_cleanup.company_id AND x.id = ANY (lease_ids) AND x.status = 'pending_cleanup'
+             ORDER BY x.id FOR NO KEY UPDATE) AS t
+     WHERE l.company_id = hurry_cleanup.company_id AND l.id = t.id;
+    UPDATE leasehold_internal.calls AS c SET due_at = pg_catalog.clock_timestamp()
+      FROM leasehold.leases AS l
+     WHERE l.company_id = hurry_cleanup.company_id AND l.id = ANY (lease_ids) AND l.status = 'pending_cleanup'
+       AND c.company_id = l.company_id AND c.subject_id = l.id AND c.slot = 'op' AND c.state = 'queued';
+END
+$$;
+COMMENT ON FUNCTION leasehold_internal.hurry_cleanup(uuid, uuid[], text) IS
+    'Has the cleanup of leases that waits for its next try tried now';
 
 CREATE FUNCTION leasehold_internal.check_generation(lease leasehold.leases, generation integer) RETURNS void
     LANGUAGE plpgsql STABLE AS $$
@@ -421,17 +458,18 @@ CREATE FUNCTION leasehold_internal.destroy_lease(lease_id uuid, reason text DEFA
 DECLARE
     v_company uuid := leasehold_internal.enter_company(destroy_lease.company, 'user', true);
     v_lease   leasehold.leases;
+    v_ended   integer;
 BEGIN
     PERFORM leasehold_internal.check_text('reason', destroy_lease.reason, 1000);
     v_lease := leasehold_internal.lock_lease(v_company, destroy_lease.lease_id);
-    IF v_lease.status IN ('acquiring', 'active', 'resuming', 'retained') THEN
-        PERFORM leasehold_internal.end_company_leases(v_company, ARRAY[v_lease.id], 'expired', 'delete',
-            COALESCE(destroy_lease.reason, 'lease_destroyed'));
+    v_ended := leasehold_internal.end_company_leases(v_company, ARRAY[v_lease.id], 'expired', 'delete',
+        COALESCE(destroy_lease.reason, 'lease_destroyed'));
+    IF v_ended > 0 THEN
         UPDATE leasehold_internal.calls AS c SET operation = 'destroy'
-         WHERE c.company_id = v_company AND c.subject_id = v_lease.id AND c.slot = 'op' AND c.operation = 'release';
+         WHERE c.company_id = v_company AND c.subject_id = v_lease.id AND c.slot = 'op' AND c.operation = 'release'
+           AND c.state <> 'started';
     ELSIF v_lease.status = 'pending_cleanup' THEN
-        UPDATE leasehold_internal.calls AS c SET due_at = pg_catalog.clock_timestamp()
-         WHERE c.company_id = v_company AND c.subject_id = v_lease.id AND c.slot = 'op' AND c.state = 'queued';
+        PERFORM leasehold_internal.hurry_cleanup(v_company, ARRAY[v_lease.id], destroy_lease.reason);
     END IF;
     PERFORM leasehold_internal.warn_if_unserved();
     RETURN (SELECT l.status FROM leasehold.leases AS l WHERE l.company_id = v_company AND l.id = v_lease.id);
@@ -517,10 +555,7 @@ BEGIN
                       AND (destroy_reusable_leases.issue_id IS NULL OR l.issue_id = destroy_reusable_leases.issue_id)
                       AND (destroy_reusable_leases.execution_workspace_id IS NULL
                            OR l.execution_workspace_id = destroy_reusable_leases.execution_workspace_id));
-    UPDATE leasehold_internal.calls AS c SET due_at = pg_catalog.clock_timestamp()
-      FROM leasehold.leases AS l
-     WHERE l.company_id = v_company AND l.id = ANY (v_ids) AND l.status = 'pending_cleanup'
-       AND c.company_id = l.company_id AND c.subject_id = l.id AND c.slot = 'op' AND c.state = 'queued';
+    PERFORM leasehold_internal.hurry_cleanup(v_company, v_ids, destroy_reusable_leases.reason);
     PERFORM leasehold_internal.warn_if_unserved();
     RETURN leasehold_internal.end_company_leases(v_company, v_ids, 'expired', 'delete',
         COALESCE(destroy_reusable_leases.reason, 'reusable_lease_destroyed'));

@@ -54,7 +54,7 @@ COMMENT ON FUNCTION leasehold_internal.provider_looks_up(text) IS
 -- answer, in milliseconds: work_ms + 30 s <= rpc_ms, so that its side ends first.
 CREATE FUNCTION leasehold_internal.call_timeouts(kind text, config jsonb, default_ms integer)
     RETURNS TABLE (work_ms bigint, rpc_ms bigint) LANGUAGE sql IMMUTABLE ROWS 1 AS $$
-    SELECT w.ms, COALESCE(w.ms + 30000, default_ms)
+    SELECT w.ms, COALESCE(w.ms + 30000, CASE WHEN kind = 'initialize' THEN LEAST(default_ms, 15000) ELSE default_ms END)
       FROM (SELECT CASE WHEN kind = 'sandbox_provider' THEN GREATEST(
                        CASE WHEN pg_catalog.jsonb_typeof(config -> 'timeoutMs') = 'number'
                              AND (config ->> 'timeoutMs')::numeric > 0
@@ -132,6 +132,8 @@ BEGIN
            CASE v.code WHEN 'environment_inactive' THEN 'the environment was archived meanwhile'
                        WHEN 'provider_unusable' THEN 'the provider''s plugin is disabled or gone'
                        WHEN 'acquire_timeout' THEN 'no resource was got in time'
+                            || CASE WHEN g.status IN ('installed', 'error')
+                                    THEN pg_catalog.format(': plugin "%s" is not ready', g.key) ELSE '' END
                        WHEN 'quota_exceeded' THEN pg_catalog.format('the limit %s is reached', c.payload ->> 'limit')
                        WHEN 'acquire_outcome_unknown' THEN 'the provider cannot tell what became of the request'
            END,
@@ -213,7 +215,9 @@ BEGIN
             WHEN c.operation = 'acquire' AND NOT c.look_up AND e.status <> 'active' THEN 'environment_inactive'
             WHEN c.operation IN ('acquire', 'resume') AND NOT c.look_up AND g.status = 'disabled' THEN 'provider_unusable'
             END) AS x (code)) AS v (verdict, code)
-     CROSS JOIN LATERAL leasehold_internal.call_timeouts(p.kind, k.config, default_timeout_ms) AS t;
+     CROSS JOIN LATERAL leasehold_internal.call_timeouts(
+                    CASE WHEN c.operation = 'initialize' THEN 'initialize' ELSE p.kind END, k.config,
+                    default_timeout_ms) AS t;
 END
 $$;
 COMMENT ON FUNCTION leasehold_internal.claim_calls(bigint, uuid[], uuid[], integer) IS

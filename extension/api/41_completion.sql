@@ -110,6 +110,10 @@ BEGIN
                     ELSE a.outcome END AS outcome,
                l.status AS old_status, l.provider, l.provider_lease_id AS old_resource,
                c.operation, c.look_up, c.attempts, c.attempts - c.throttled AS tries, c.last_error,
+               CASE WHEN c.operation = 'acquire' AND a.outcome = 'ok' AND l.policy = 'reuse_by_environment'
+                         AND l.adapter_type IS NULL
+                    THEN COALESCE(pg_catalog.left(a.metadata::jsonb ->> 'adapterType', 200), '') END AS new_adapter,
+               COALESCE(c.payload ? 'destroy', false) AS then_destroy,
                -- during a look-up the lease remembers how often it was asked for
                (l.acquire_by IS NULL OR l.acquire_by > pg_catalog.clock_timestamp())
                AND (NOT c.look_up OR l.attempts < acquire_attempts) AS in_time,
@@ -137,6 +141,8 @@ BEGIN
         -- a taken resource is somebody else's: the request failed, and it must not be removed
         SELECT a.*, CASE WHEN a.taken AND a.operation = 'acquire' AND a.outcome = 'ok'
                          THEN CASE WHEN a.old_status = 'acquiring' THEN 'fail' ELSE 'end' END
+                         -- it was parked, but is to be deleted meanwhile
+                         WHEN a.then_destroy AND a.decision = 'end' AND a.outcome = 'ok' THEN 'dispose'
                          ELSE a.decision END AS step,
                pg_catalog.clock_timestamp() + GREATEST(
                    leasehold_internal.backoff(a.attempts, base_ms, most_ms),
@@ -156,6 +162,14 @@ BEGIN
                                         ELSE COALESCE(l.end_status, 'released') END
                    ELSE l.status END,
                generation = l.generation + CASE WHEN s.step = 'reacquire' THEN 1 ELSE 0 END,
+               -- what nobody could take into use again is not parked
+               adapter_type = COALESCE(NULLIF(s.new_adapter, ''), l.adapter_type),
+               policy = CASE WHEN l.policy = 'reuse_by_environment' AND s.operation = 'acquire' AND s.outcome = 'ok'
+                                  AND s.provider_lease_id IS NULL THEN 'ephemeral'
+                             WHEN s.new_adapter = '' AND EXISTS (
+                                   SELECT FROM leasehold.providers AS p
+                                    WHERE p.key = l.provider AND p.plugin_key IS NOT NULL)
+                             THEN 'ephemeral' ELSE l.policy END,
                provider_lease_id = CASE WHEN s.taken THEN NULL
                    WHEN s.outcome = 'ok' AND s.operation = 'acquire' THEN s.provider_lease_id
                    WHEN s.outcome = 'ok' AND s.step = 'activate' THEN COALESCE(s.provider_lease_id, l.provider_lease_id)
@@ -209,9 +223,10 @@ BEGIN
     ), next AS (
         UPDATE leasehold_internal.calls AS c
            SET state = 'queued', worker_epoch = NULL, generation = l.generation,
-               operation = CASE l.step
+               operation = CASE WHEN c.payload ? 'destroy' THEN 'destroy' ELSE CASE l.step
                    WHEN 'dispose' THEN CASE WHEN l.disposition = 'delete' AND l.policy <> 'ephemeral' THEN 'destroy' ELSE 'release' END
-                   WHEN 'reacquire' THEN 'acquire' ELSE c.operation END,
+                   WHEN 'reacquire' THEN 'acquire' ELSE c.operation END END,
+               payload = CASE WHEN c.payload ? 'destroy' THEN NULL ELSE c.payload END,
                look_up = CASE l.step WHEN 'look_up' THEN true WHEN 'later' THEN c.look_up ELSE false END,
                attempts = CASE WHEN l.step IN ('dispose', 'reacquire', 'look_up') THEN 0
                                WHEN l.step = 'again' THEN l.attempts ELSE c.attempts END,

@@ -68,7 +68,9 @@ BEGIN
     PERFORM leasehold_internal.enter_admin();
     UPDATE leasehold_internal.installation AS i SET draining = true;
     SELECT pg_catalog.array_agg(l.company_id), pg_catalog.array_agg(l.id) INTO v_companies, v_leases
-      FROM leasehold.leases AS l WHERE l.status IN ('acquiring', 'active', 'resuming', 'retained');
+      FROM leasehold.leases AS l
+     WHERE l.status IN ('acquiring', 'active', 'resuming', 'retained')
+        OR l.status IN ('releasing', 'pending_cleanup') AND l.disposition <> 'delete';
     IF v_leases IS NOT NULL THEN
         PERFORM leasehold_internal.end_leases(v_companies, v_leases, 'released', 'delete', 'installation_drained');
     END IF;

@@ -239,6 +239,7 @@ const leasehold = {
 };
 const runId = "0197a000-0000-7000-8000-000000000005";
 const agentId = "0197a000-0000-7000-8000-000000000006";
+const executionWorkspaceId = "0197a000-0000-7000-8000-000000000007";
 
 /** Our parameters for each method, given the sandbox in question. */
 function parameters(providerLeaseId) {
@@ -246,7 +247,10 @@ function parameters(providerLeaseId) {
   return {
     environmentValidateConfig: { driverKey: "fake", config: base.config },
     environmentProbe: base,
-    environmentAcquireLease: { ...base, runId, agentId, leasehold },
+    environmentAcquireLease: {
+      ...base, runId, agentId, workspaceMode: "isolated", executionWorkspaceId,
+      adapterType: "codex_local", leasehold,
+    },
     environmentResumeLease: {
       ...base, providerLeaseId, agentId, leaseMetadata: {}, leasehold,
     },

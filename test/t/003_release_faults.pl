@@ -120,6 +120,48 @@ subtest 'a provider that is away' => sub {
 	$node->reload;
 };
 
+subtest 'what is being parked is destroyed instead' => sub {
+	my %leases = lease_each('release', {}, 'delay:600', 'delay:601', 'act_status:504');
+	my ($parking, $closed, $repeated) = @leases{ 'delay:600', 'delay:601', 'act_status:504' };
+	my $issue = $node->alice('SELECT leasehold.upsert_issue(leasehold.new_id())');
+	$node->owner("UPDATE leasehold.leases SET issue_id = '$issue', policy = 'reuse_by_environment' WHERE id = '$closed'");
+	is($node->alice("SELECT leasehold.release_lease('$_', 'stop')"), 'releasing', 'to be parked') for values %leases;
+	eventually { calls('release', $parking) && calls('release', $closed) } 'the provider is told to park two';
+	is($node->alice("SELECT leasehold.destroy_lease('$parking', 'no longer wanted')"), 'releasing', 'one is destroyed meanwhile');
+	is($node->alice("SELECT leasehold.upsert_issue('$issue', status => 'done', closed => true)"), $issue, 'the other\'s issue is closed');
+	$node->settles($parking, 'expired', 'the first is not parked');
+	$node->settles($closed, 'expired', 'nor the second');
+	is($node->lease($parking, 'failure_reason', 'cleanup_status'), 'no longer wanted|success', 'with its reason');
+	is($node->lease($closed, 'failure_reason', 'cleanup_status'), 'issue_terminal_done|success', 'and with that of the other');
+	is(calls('release', $_) . ' ' . calls('destroy', $_), '1 1', 'parked, and then destroyed') for $parking, $closed;
+	$node->settles($repeated, 'retained', 'a third is parked by a second call');
+	is($node->alice("SELECT leasehold.destroy_lease('$repeated')"), 'releasing', 'and destroyed');
+	$node->settles($repeated, 'expired', 'it is gone');
+	is($provider->counters->{$_}, 0, "$_: nothing is left") for 'live', 'parked';
+};
+
+# 124: the provider is away, and back
+subtest 'a cleanup that waits can be asked for again' => sub {
+	my %leases = lease_each('probe', {}, 'destroy', 'park');
+	$node->owner(q(ALTER SYSTEM SET leasehold.cleanup_attempts = 100));
+	$node->reload;
+	$provider->stop;
+	$node->alice("SELECT leasehold.destroy_lease('$leases{destroy}', 'first'); SELECT leasehold.release_lease('$leases{park}', 'stop')");
+	$node->settles($_, 'pending_cleanup', 'it waits') for values %leases;
+	is($node->lease($leases{destroy}, 'failure_reason', 'cleanup_status'), 'first|failed', 'with its reason');
+	is($node->alice("SELECT leasehold.destroy_lease('$_')"), 'pending_cleanup', 'asked for again') for values %leases;
+	is($node->lease($leases{destroy}, 'failure_reason'), 'first', 'without a reason the first stays');
+	is($node->alice("SELECT leasehold.destroy_lease('$leases{destroy}', 'second')"), 'pending_cleanup', 'with a reason');
+	is($node->lease($leases{destroy}, 'failure_reason', 'cleanup_status'), 'second|failed', 'it is the new one');
+	$provider->run;
+	$node->settles($_, 'expired', 'the provider is back: gone') for values %leases;
+	is($node->lease($leases{destroy}, 'failure_reason', 'cleanup_status'), 'second|success', 'for the new reason');
+	is($node->lease($leases{park}, 'failure_reason', 'cleanup_status'), 'lease_destroyed|success', 'what was to be parked, too');
+	is($provider->counters->{$_}, 0, "$_: nothing is left") for 'live', 'parked';
+	$node->owner(q(ALTER SYSTEM RESET leasehold.cleanup_attempts));
+	$node->reload;
+};
+
 subtest 'a resource that vanished' => sub {
 	my %leases = lease_each('release', {}, 'delay:0', 'delay:1');
 	my ($released, $destroyed) = @leases{ 'delay:0', 'delay:1' };
@@ -132,7 +174,7 @@ subtest 'a resource that vanished' => sub {
 
 subtest 'resume' => sub {
 	my ($agent, $workspace) = split /\n/, $node->alice(q(
-		SELECT leasehold.upsert_agent(leasehold.new_id());
+		SELECT leasehold.upsert_agent(leasehold.new_id(), adapter_type => 'codex');
 		SELECT leasehold.upsert_execution_workspace(leasehold.new_id());));
 	my $run = sub {
 		return $node->alice("SELECT started_run_id FROM leasehold.start_run(agent_id => '$agent',

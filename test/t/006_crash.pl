@@ -33,7 +33,7 @@ sub in_flight
 # prepare(name): leases with an acquire, a release, a destroy and a resume in
 # flight, half of which the provider has acted upon.
 my ($agent, $workspace) = split /\n/, $node->alice(q(
-	SELECT leasehold.upsert_agent(leasehold.new_id());
+	SELECT leasehold.upsert_agent(leasehold.new_id(), adapter_type => 'codex');
 	SELECT leasehold.upsert_execution_workspace(leasehold.new_id());));
 
 sub prepare

@@ -17,6 +17,7 @@ my $node = Leasehold::Node->new('main')->setup(
 	extension => 0,
 	configuration => q(
 leasehold.max_databases = 2
+leasehold.acquire_attempts = 100
 ));
 my $provider = Leasehold::Provider->start($node, variant => 'plain');
 
@@ -47,7 +48,7 @@ subtest 'with live leases' => sub {
 	$provider->register($node);
 	$node->environment('dev', 'box', {});
 	$node->environment('lost', 'box', { fault => { acquire => ['lose_answer'] } });
-	my ($agent, $workspace) = split /\n/, $node->alice(q(SELECT leasehold.upsert_agent(leasehold.new_id());
+	my ($agent, $workspace) = split /\n/, $node->alice(q(SELECT leasehold.upsert_agent(leasehold.new_id(), adapter_type => 'codex');
 		SELECT leasehold.upsert_execution_workspace(leasehold.new_id())));
 	my $active = $node->request(q('dev'));
 	$node->settles($active, 'active', 'one is active');
