@@ -9,7 +9,9 @@ all the while, and must not grow once it is warm:
   memory        anonymous pages of the process, so without shared buffers: the
                 least-squares slope over the last two thirds, times their length
   contexts      the same for PostgreSQL's own count of its memory contexts
-  descriptors   the middle of the last third against that of the second
+  descriptors   the middle of the last third against that of the second; of
+                sockets, pipes and the like alone, since the server keeps files
+                of tables open up to a limit of its own
   dispatch      rows of the dispatch table: those of the leases of the moment
 
 And no lease may be lost: at the end provider, rows and events are compared as
@@ -19,6 +21,7 @@ Prints TAP, what it sees every ten seconds, and at last how many passed.
 """
 
 import argparse
+import contextlib
 import os
 import random
 import re
@@ -48,6 +51,7 @@ class Sample:
     memory: int
     contexts: int
     descriptors: int
+    files: int
     calls: int
     calls_bytes: int
 
@@ -95,7 +99,18 @@ class Observer:
                                       " FROM leasehold_internal.calls")
         self.read_contexts()
         self.query("SELECT pg_log_backend_memory_contexts(%s)", self.pid)
-        self.samples.append(Sample(at, memory, self.contexts, len(os.listdir(f"/proc/{self.pid}/fd")), calls, size))
+        files, others = self.descriptors()
+        self.samples.append(Sample(at, memory, self.contexts, others, files, calls, size))
+
+    def descriptors(self):
+        """How many files are open, and how much else; one may be closed between list and look."""
+        directory = f"/proc/{self.pid}/fd"
+        targets = []
+        for number in os.listdir(directory):
+            with contextlib.suppress(FileNotFoundError):
+                targets.append(os.readlink(os.path.join(directory, number)))
+        files = sum(target.startswith("/") for target in targets)
+        return files, len(targets) - files
 
     def read_contexts(self):
         """The last total in the server's log that it wrote since the last look."""
@@ -128,7 +143,7 @@ def watch(tap, observer, clients, seconds):
             last = observer.samples[-1]
             tap.note(f"{at:4.0f} s: {sum(len(client.ended) for client in clients)} leases, "
                      f"memory {last.memory / MIB:.2f} MiB, contexts {last.contexts / MIB:.2f} MiB, "
-                     f"{last.descriptors} descriptors, dispatch table {last.calls} rows, {last.calls_bytes // 1024} kiB")
+                     f"{last.descriptors} descriptors and {last.files} files, dispatch table {last.calls} rows, {last.calls_bytes // 1024} kiB")
         time.sleep(SAMPLE_S)
 
 
