@@ -31,7 +31,7 @@ PG_CONFIG = pg_config
 endif
 
 # Targets that prepare the machine must work before PostgreSQL is there.
-PREPARING = help check check-sanitize demo demo-stop bench lint format
+PREPARING = help check check-sanitize demo demo-stop bench soak lint format
 .PHONY: $(PREPARING)
 ifneq ($(filter $(PREPARING),$(MAKECMDGOALS)),)
 
@@ -43,6 +43,7 @@ help:
 	@echo 'make check            builds and runs every test; installs Debian packages that it lacks'
 	@echo 'make check T="..."    some of them: suites (see dev/check.sh) or files, as in T="regress t/003*"'
 	@echo 'make check-sanitize   the tests of the C code, built with address and undefined behaviour sanitizers'
+	@echo 'make soak             leases for SOAK_MINUTES (10): does the worker grow, is a lease lost'
 	@echo 'make lint             the checks of the source code alone'
 	@echo 'make format           formats the C code in place'
 	@echo 'make bench            measures'
@@ -62,7 +63,7 @@ demo:
 demo-stop:
 	@dev/demo.sh stop
 
-bench format:
+bench soak format:
 	@dev/$@.sh
 
 else

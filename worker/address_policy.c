@@ -5,7 +5,8 @@
  *		to, so a name that changes its address in between gains nothing.
  *
  * The lists follow the IANA special-purpose address registries (RFC 6890 and
- * updates).
+ * updates).  Of IPv6 only 2000::/3 is public unicast (RFC 4291): what is outside,
+ * the deprecated ::a.b.c.d included, nobody has a business with.
  */
 #include "address_policy.h"
 
@@ -21,12 +22,12 @@ static const char *const special_networks[] = {
 	"0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16",
 	"172.16.0.0/12", "192.0.0.0/24", "192.0.2.0/24", "192.88.99.0/24", "192.168.0.0/16",
 	"198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24", "224.0.0.0/4", "240.0.0.0/4",
-	"::/128", "::1/128", "64:ff9b:1::/48", "100::/64", "2001::/23", "2001:db8::/32",
-	"2002::/16", "5f00::/16", "fc00::/7", "fe80::/10", "fec0::/10", "ff00::/8",
+	"::/3", "2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20", "4000::/2", "8000::/1",
 };
 
 static const char *const loopback_networks[] = {"127.0.0.0/8", "::1/128"};
 
+static const char *literal_end(const char *host, const char *end);
 static bool address_bytes(const struct sockaddr *address, PolicyNetwork *host);
 static bool network_contains(const PolicyNetwork *network, const PolicyNetwork *host);
 static bool any_contains(const char *const *networks, size_t count, const PolicyNetwork *host);
@@ -63,11 +64,9 @@ policy_url_problem(const char *url)
 		return "url must not contain a fragment";
 	if (*host == '[')
 	{
-		const char *close = memchr(host, ']', end - host);
-
-		if (close == NULL || (close + 1 != end && close[1] != ':'))
+		host = literal_end(host, end);
+		if (host == NULL)
 			return "url has a malformed host";
-		host = close + 1;
 	}
 	else
 	{
@@ -94,6 +93,33 @@ policy_url_problem(const char *url)
 			return "url has a malformed port";
 	}
 	return NULL;
+}
+
+/*
+ * The end of an address of IPv6 in brackets, with or without a zone ("%25eth0",
+ * RFC 6874), or NULL if it is malformed or something else than a port follows.
+ */
+static const char *
+literal_end(const char *host, const char *end)
+{
+	const char *close = memchr(host, ']', end - host);
+	const char *zone;
+	char		text[INET6_ADDRSTRLEN];
+	struct in6_addr address;
+	size_t		length;
+
+	if (close == NULL || (close + 1 != end && close[1] != ':'))
+		return NULL;
+	zone = memchr(host, '%', close - host);
+	if (zone != NULL && (close - zone < 4 || zone[1] != '2' || zone[2] != '5' ||
+						 memchr(zone + 1, '%', close - zone - 1) != NULL))
+		return NULL;
+	length = (zone ? zone : close) - (host + 1);
+	if (length >= sizeof(text))
+		return NULL;
+	memcpy(text, host + 1, length);
+	text[length] = '\0';
+	return inet_pton(AF_INET6, text, &address) == 1 ? close + 1 : NULL;
 }
 
 bool

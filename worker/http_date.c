@@ -10,7 +10,9 @@
 
 #define DAY_MS	INT64_C(86400000)
 
-static bool parse_http_date(const char *value, int64_t *seconds);
+static bool parse_http_date(const char *value, int64_t now_seconds, int64_t *seconds);
+static size_t form_length(const char *text, const char *form);
+static int	full_year(int two_digits, int64_t now_seconds);
 static bool parse_month(const char *name, int *month);
 static bool valid_civil(int year, int month, int day, int hour, int minute, int second);
 static int64_t civil_to_seconds(int year, int month, int day, int hour, int minute, int second);
@@ -37,7 +39,7 @@ http_parse_retry_after(const char *value, int64_t now_seconds, int64_t *millisec
 	}
 	else
 	{
-		if (!parse_http_date(value, &seconds))
+		if (!parse_http_date(value, now_seconds, &seconds))
 			return false;
 		seconds -= now_seconds;
 	}
@@ -52,44 +54,72 @@ http_parse_retry_after(const char *value, int64_t now_seconds, int64_t *millisec
  * Sun Nov  6 08:49:37 1994
  */
 static bool
-parse_http_date(const char *value, int64_t *seconds)
+parse_http_date(const char *value, int64_t now_seconds, int64_t *seconds)
 {
-	char		name[16];
-	char		zone[4];
+	const char *rest = value;
+	char		name[4];
 	int			year,
 				month,
 				day,
 				hour,
 				minute,
 				second;
-	int			used = 0;
+	size_t		used;
 
-	if (sscanf(value, "%*3[A-Za-z], %2d %3[A-Za-z] %4d %2d:%2d:%2d %3[A-Z]%n",
-			   &day, name, &year, &hour, &minute, &second, zone, &used) == 7 && used > 0)
+	while (isalpha((unsigned char) *rest))
+		rest++;
+	if ((used = form_length(rest, ", 00 aaa 0000 00:00:00 GMT")) > 0)
+		sscanf(rest, ", %2d %3s %4d %2d:%2d:%2d", &day, name, &year, &hour, &minute, &second);
+	else if ((used = form_length(rest, ", 00-aaa-00 00:00:00 GMT")) > 0)
 	{
-		if (strcmp(zone, "GMT") != 0)
-			return false;
+		sscanf(rest, ", %2d-%3[A-Za-z]-%2d %2d:%2d:%2d", &day, name, &year, &hour, &minute, &second);
+		year = full_year(year, now_seconds);
 	}
-	else if ((used = 0,
-			  sscanf(value, "%*9[A-Za-z], %2d-%3[A-Za-z]-%2d %2d:%2d:%2d %3[A-Z]%n",
-					 &day, name, &year, &hour, &minute, &second, zone, &used)) == 7 && used > 0)
-	{
-		if (strcmp(zone, "GMT") != 0)
-			return false;
-		year += year < 70 ? 2000 : 1900;
-	}
-	else if ((used = 0,
-			  sscanf(value, "%*3[A-Za-z] %3[A-Za-z] %2d %2d:%2d:%2d %4d%n",
-					 name, &day, &hour, &minute, &second, &year, &used)) == 6 && used > 0)
-		;
+	else if ((used = form_length(rest, " aaa _0 00:00:00 0000")) > 0)
+		sscanf(rest, " %3s %2d %2d:%2d:%2d %4d", name, &day, &hour, &minute, &second, &year);
 	else
 		return false;
 
-	if (value[used] != '\0' || !parse_month(name, &month) ||
+	rest += used;
+	while (*rest == ' ' || *rest == '\t')
+		rest++;
+	if (rest[0] != '\0' || !parse_month(name, &month) ||
 		!valid_civil(year, month, day, hour, minute, second))
 		return false;
 	*seconds = civil_to_seconds(year, month, day, hour, minute, second);
 	return true;
+}
+
+/*
+ * The length of a form that a text begins with, or 0: "0" stands for a digit,
+ * "a" for a letter, "_" for a digit or a space, all else for itself.  What fits
+ * may be given to sscanf(), which by itself takes signs and spaces for numbers.
+ */
+static size_t
+form_length(const char *text, const char *form)
+{
+	size_t		i;
+
+	for (i = 0; form[i] != '\0'; i++)
+	{
+		unsigned char c = (unsigned char) text[i];
+
+		if (form[i] == '0' ? !isdigit(c) :
+			form[i] == 'a' ? !isalpha(c) :
+			form[i] == '_' ? !isdigit(c) && c != ' ' :
+			c != (unsigned char) form[i])
+			return 0;
+	}
+	return i;
+}
+
+/* The last year with these digits that is not more than 50 years ahead. */
+static int
+full_year(int two_digits, int64_t now_seconds)
+{
+	int			latest = (int) (1970 + now_seconds / 31556952) + 50;
+
+	return latest - (latest - two_digits) % 100;
 }
 
 static bool
@@ -118,15 +148,16 @@ rfc3339_parse(const char *text, int64_t *microseconds)
 				hour,
 				minute,
 				second;
-	int			used = 0;
 	int64_t		micros = 0;
 	int64_t		offset = 0;
 
-	if (sscanf(text, "%4d-%2d-%2d%*1[Tt ]%2d:%2d:%2d%n",
-			   &year, &month, &day, &hour, &minute, &second, &used) != 6 || used != 19 ||
-		!valid_civil(year, month, day, hour, minute, second))
+	if (form_length(text, "0000-00-00") == 0 || (text[10] != 'T' && text[10] != 't' && text[10] != ' ') ||
+		form_length(text + 11, "00:00:00") == 0)
 		return false;
-	text += used;
+	sscanf(text, "%4d-%2d-%2d%*c%2d:%2d:%2d", &year, &month, &day, &hour, &minute, &second);
+	if (year < 1970 || !valid_civil(year, month, day, hour, minute, second))
+		return false;
+	text += 19;
 	if (*text == '.')
 	{
 		int64_t		unit = 100000;
@@ -147,12 +178,13 @@ rfc3339_parse(const char *text, int64_t *microseconds)
 		int			zone_hour,
 					zone_minute;
 
-		used = 0;
-		if (sscanf(text + 1, "%2d:%2d%n", &zone_hour, &zone_minute, &used) != 2 || used != 5 ||
-			zone_hour < 0 || zone_hour > 23 || zone_minute < 0 || zone_minute > 59)
+		if (form_length(text + 1, "00:00") == 0)
+			return false;
+		sscanf(text + 1, "%2d:%2d", &zone_hour, &zone_minute);
+		if (zone_hour > 23 || zone_minute > 59)
 			return false;
 		offset = sign * (zone_hour * 3600 + zone_minute * 60);
-		text += 1 + used;
+		text += 6;
 	}
 	else
 		return false;
@@ -168,7 +200,7 @@ valid_civil(int year, int month, int day, int hour, int minute, int second)
 	static const int days[] = {31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31};
 	int			leap = month == 2 && ((year % 4 == 0 && year % 100 != 0) || year % 400 == 0);
 
-	return year >= 1970 && year <= 9999 && month >= 1 && month <= 12 &&
+	return month >= 1 && month <= 12 &&
 		day >= 1 && day <= days[month - 1] + leap &&
 		hour >= 0 && hour <= 23 && minute >= 0 && minute <= 59 && second >= 0 && second <= 60;
 }

@@ -17,7 +17,8 @@ extern bool http_parse_retry_after(const char *value, int64_t now_seconds, int64
 
 /*
  * A time in the form of RFC 3339 ("2026-01-31T10:00:00.5Z", "…+02:00").  Gives
- * microseconds since 1970; false if it is anything else.
+ * microseconds since 1970; false if it is anything else, or before 1970: the
+ * zero value of a client's library is no time.
  */
 extern bool rfc3339_parse(const char *text, int64_t *microseconds);
 

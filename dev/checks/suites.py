@@ -179,6 +179,24 @@ def chaos_jobs(place: Place, files: list[str]) -> list[Job]:
             for variant in ("lookup", "async", "plain") for _ in files]
 
 
+# --- A worker that lasts ---------------------------------------------------------
+
+SOAK = "test/soak/soak.py"
+
+
+def soak_jobs(place: Place, files: list[str]) -> list[Job]:
+    """The short form: it finds what grows fast.  A sanitizer keeps memory that was given back."""
+    def test(file: str) -> Iterator[Outcome]:
+        directory = place.output / "soak"
+        directory.mkdir(exist_ok=True)
+        yield prove(place, file,
+                    ["--exec", "/usr/bin/python3", file, "::", "--seconds", "30",
+                     "--memory-bound", "1024" if place.sanitized else "64", "--descriptor-bound", "16",
+                     "--directory", str(directory), "--bin", str(place.bin)], place.environment())
+
+    return [Job("soak", file, lambda file=file: test(file)) for file in files]
+
+
 # --- pg_regress and pg_isolation_regress ---------------------------------------
 
 TEST_LINE = re.compile(r"(?:test)?\s+(\S+)\s+\.\.\. (ok|FAILED|failed \(ignored\))\s*(.*?)\s*(?:(\d+) ms)?$")
@@ -326,4 +344,5 @@ ALL = {
     "pgtap": sql_suite("pgtap", "test/pgtap/*.sql", "pgtap"),
     "tap": Suite(lambda place: place.files("test/t/*.pl"), tap_jobs),
     "chaos": Suite(lambda place: place.files(CHAOS), chaos_jobs),
+    "soak": Suite(lambda place: place.files(SOAK), soak_jobs),
 }

@@ -6,14 +6,15 @@ DECLARE
     v_object record;
 BEGIN
     FOR v_object IN
-        SELECT d.classid, d.objid, i.type, i.identity
+        SELECT CASE i.type WHEN 'type' THEN 'domain' ELSE i.type END AS type, i.identity
           FROM pg_catalog.pg_depend AS d
           JOIN pg_catalog.pg_extension AS e ON e.oid = d.refobjid AND e.extname = 'leasehold'
          CROSS JOIN LATERAL pg_catalog.pg_identify_object(d.classid, d.objid, d.objsubid) AS i
          WHERE d.refclassid = 'pg_catalog.pg_extension'::pg_catalog.regclass AND d.deptype = 'e'
-           AND i.type IN ('function', 'table', 'view', 'sequence', 'domain', 'type', 'schema')
+           AND (i.type IN ('function', 'table', 'view', 'sequence', 'schema')
+                OR EXISTS (SELECT FROM pg_catalog.pg_type AS t
+                            WHERE d.classid = 'pg_catalog.pg_type'::pg_catalog.regclass AND t.oid = d.objid AND t.typtype = 'd'))
     LOOP
-        CONTINUE WHEN v_object.type = 'type';
         EXECUTE pg_catalog.format('ALTER %s %s OWNER TO leasehold_owner', pg_catalog.upper(v_object.type), v_object.identity);
     END LOOP;
 END

@@ -38,6 +38,11 @@ FAULTS = ["lose_answer", "cut", "cut_mid", "status:500", "status:503", "status:4
           "garbage", "html", "redirect", "hang", "hang_before", "drip", "delay:50",
           "act_status:504", "rpc_error:-32000", "wrong_id"]
 PATIENCE_S = 240
+SETTINGS = {
+    "leasehold.rpc_timeout": "1s", "leasehold.retry_base": "20ms", "leasehold.retry_max": "500ms",
+    "leasehold.breaker_cooldown": "50ms", "leasehold.acquire_attempts": "100", "leasehold.cleanup_attempts": "100",
+    "leasehold.crash_limit": "50", "leasehold.reconcile_interval": "2s", "leasehold.housekeeping_interval": "2s",
+    "leasehold.idle_check": "1s"}
 
 MANIFEST = {
     "id": "double", "apiVersion": 1, "version": "1.0.0", "displayName": "Double",
@@ -329,20 +334,52 @@ def check_rows_and_events(server, tap, clients):
 
     # exactly one event of each kind that the row speaks of
     wrong = rows(server, """
-        SELECT l.id, l.status, e.* FROM leasehold.leases AS l,
-        LATERAL (SELECT count(*) FILTER (WHERE a.action = 'environment.lease_requested') AS requested,
-                        count(*) FILTER (WHERE a.action = 'environment.lease_acquired') AS acquired,
-                        count(*) FILTER (WHERE a.action IN ('environment.lease_released',
-                                         'environment.lease_failed')) AS ended,
-                        count(*) FILTER (WHERE a.action = 'environment.lease_irrevocable') AS given_up
-                   FROM leasehold.audit_events AS a
-                  WHERE a.company_id = l.company_id AND a.entity_id = l.id::text) AS e
-        WHERE e.requested <> 1
+        SELECT l.id, l.status, e.* FROM leasehold.leases AS l
+        LEFT JOIN (SELECT a.company_id, a.entity_id,
+                          count(*) FILTER (WHERE a.action = 'environment.lease_requested') AS requested,
+                          count(*) FILTER (WHERE a.action = 'environment.lease_acquired') AS acquired,
+                          count(*) FILTER (WHERE a.action IN ('environment.lease_released',
+                                           'environment.lease_failed')) AS ended,
+                          count(*) FILTER (WHERE a.action = 'environment.lease_irrevocable') AS given_up
+                     FROM leasehold.audit_events AS a GROUP BY 1, 2) AS e
+          ON e.company_id = l.company_id AND e.entity_id = l.id::text
+        WHERE e.requested IS DISTINCT FROM 1
            OR e.acquired <> (l.acquired_at IS NOT NULL)::int
            OR e.ended <> (l.status IN ('released', 'expired', 'failed'))::int
            OR e.given_up < (l.status = 'irrevocable')::int""")
     tap.ok(not wrong, "no event is missing and none is there twice", wrong[:10])
     return statuses
+
+
+def check_nothing_left(tap, state, statuses):
+    """For a provider that can be asked, and its counters."""
+    left = {resource["leaseId"]: resource["providerLeaseId"] for resource in state["resources"]}
+    tap.ok(not left, "lookup: no resource without its row", left)
+    tap.ok(statuses.get("irrevocable", 0) == 0, "lookup: no lease is given up", statuses)
+    tap.ok(state["counters"]["duplicate_live_max"] <= 1, "lookup: nothing was acquired twice", state["counters"])
+
+
+def check_manners(tap, server, counters, variant):
+    """What holds however it went: the protocol, and the server's log."""
+    tap.ok(counters["protocol_violations"] == 0, f"{variant}: the protocol was kept",
+           counters["violations"])
+    with open(server.log, encoding="utf8", errors="replace") as log:
+        bad = [line for line in log
+               if re.search(r"deadlock detected|PANIC|TRAP:|signal 11|could not apply", line)]
+    tap.ok(not bad, f"{variant}: no deadlock and no crash of its own in the log", "".join(bad[:5]))
+
+
+def note_counters(tap, counters):
+    tap.note("double: " + json.dumps({k: v for k, v in counters.items() if k not in ("methods", "violations")}))
+
+
+def token_directory(directory):
+    tokens = os.path.join(directory, "tokens")
+    os.mkdir(tokens)
+    with open(os.path.join(tokens, "double"), "w", encoding="utf8") as f:
+        f.write("chaos\n")
+    os.chmod(os.path.join(tokens, "double"), 0o600)
+    return tokens
 
 
 def sent_again(double):
@@ -361,17 +398,8 @@ def play(tap, args, variant, synchronous_commit, leases, kills):
     tap.note(f"{variant}: seed {args.seed}, {leases} leases, {args.clients} clients, {kills} kills, "
              f"clients' synchronous_commit = {synchronous_commit}")
     directory = tempfile.mkdtemp(prefix="chaos-", dir=args.directory)
-    tokens = os.path.join(directory, "tokens")
-    os.mkdir(tokens)
-    with open(os.path.join(tokens, "double"), "w", encoding="utf8") as f:
-        f.write("chaos\n")
-    os.chmod(os.path.join(tokens, "double"), 0o600)
     double = Double(directory, variant, args.seed)
-    server = Server(args.bin, directory, {
-        "leasehold.token_directory": tokens, "leasehold.rpc_timeout": "1s", "leasehold.retry_base": "20ms",
-        "leasehold.retry_max": "500ms", "leasehold.breaker_cooldown": "50ms", "leasehold.acquire_attempts": "100",
-        "leasehold.cleanup_attempts": "100", "leasehold.crash_limit": "50", "leasehold.reconcile_interval": "2s",
-        "leasehold.housekeeping_interval": "2s", "leasehold.idle_check": "1s"})
+    server = Server(args.bin, directory, SETTINGS | {"leasehold.token_directory": token_directory(directory)})
     per_client = leases // args.clients
     clients = [Client(server, f"c{number}", per_client, args.seed, f"-c synchronous_commit={synchronous_commit}")
                for number in range(args.clients)]
@@ -399,25 +427,18 @@ def play(tap, args, variant, synchronous_commit, leases, kills):
 
         state = double.state()
         counters = state["counters"]
-        tap.note("double: " + json.dumps({k: v for k, v in counters.items() if k not in ("methods", "violations")}))
-        left = {resource["leaseId"]: resource["providerLeaseId"] for resource in state["resources"]}
-        irrevocable = {row[0] for row in rows(server, "SELECT id::text FROM leasehold.leases WHERE status = 'irrevocable'")}
+        note_counters(tap, counters)
         if variant == "lookup":
-            tap.ok(not left, "lookup: no resource without its row", left)
-            tap.ok(statuses.get("irrevocable", 0) == 0, "lookup: no lease is given up", statuses)
-            tap.ok(counters["duplicate_live_max"] <= 1, "lookup: nothing was acquired twice", counters)
+            check_nothing_left(tap, state, statuses)
         else:
-            tap.ok(set(left) <= irrevocable, "plain: no resource is unaccounted for", set(left) - irrevocable)
+            left = {resource["leaseId"] for resource in state["resources"]}
+            irrevocable = {row[0] for row in rows(server, "SELECT id::text FROM leasehold.leases WHERE status = 'irrevocable'")}
+            tap.ok(left <= irrevocable, "plain: no resource is unaccounted for", left - irrevocable)
             again = sent_again(double)
             tap.ok(not again, "plain: no request with an unknown outcome was sent again", again)
             tap.ok(counters["acquires_per_key_max"] <= 1, "plain: no request was carried out twice", counters)
             tap.ok(counters["duplicate_live_max"] <= 1, "plain: nothing was acquired twice", counters)
-        tap.ok(counters["protocol_violations"] == 0, f"{variant}: the protocol was kept",
-               counters["violations"])
-        with open(server.log, encoding="utf8", errors="replace") as log:
-            text = log.read()
-        bad = re.findall(r".*(?:deadlock detected|PANIC|TRAP:|signal 11|could not apply).*", text)
-        tap.ok(not bad, f"{variant}: no deadlock and no crash of its own in the log", "\n".join(bad[:5]))
+        check_manners(tap, server, counters, variant)
     finally:
         killer.finished.set()
         server.stop()
