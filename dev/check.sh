@@ -11,6 +11,7 @@
 #   pgtap      test/pgtap/*.sql
 #   tap        test/t/*.pl             crashes, restarts, dumps, upgrades
 #   chaos      test/chaos/chaos.py     leases while worker and server are killed
+#   docs       README.md, docs/*.md    their examples, and whether they say what the catalog says
 #   lint       all sources             warnings, static analysis, format, exported symbols
 #
 # With SANITIZE=address,undefined everything that runs a server runs with a
