@@ -198,7 +198,8 @@ def run_page(server: Server, page: Page, port: int) -> Outcome:
     file.write_text(script(page, port), encoding="utf-8")
     make_database(server, database, page.name)
     program = Program(
-        [server.place.bin / "psql", "-X", "-q", "-P", "footer=off", "-v", "ON_ERROR_STOP=1", "-h", server.sockets,
+        [server.place.bin / "psql", "-X", "-q", "-P", "footer=off", "-v", "SHOW_CONTEXT=never",
+         "-v", "ON_ERROR_STOP=1", "-h", server.sockets,
          "-U", "postgres", "-d", database, "-f", file],
         file.with_suffix(".log"), server.place.environment(PGAPPNAME="docs"), server.directory, limit=300)
     printed: dict[int, list[str]] = {}
