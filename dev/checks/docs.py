@@ -1,13 +1,13 @@
 """The documentation: its examples run, and it says what the catalog says.
 
 A page is turned into one script for psql, line for line: what is between
-```sql ROLE and ``` stays, everything else becomes empty, so the number of a
-line in an error is the number in the page.  Pages run from top to bottom, each
-in a database of its own.  The words after ```sql:
+```sql and ``` stays, everything else becomes empty, so the number of a line in
+an error is the number in the page.  Pages run from top to bottom, each in a
+database of its own.  The first line of an example says who runs it: `-- as app`
+(see LOGINS).  Words after ```sql:
 
-    superuser, ops, app …  the role that the block is for: see ROLES
-    fails                  its last statement fails; the output shows how
-    untested REASON        it is not run, for this reason
+    fails            a statement fails, and the output shows how
+    untested REASON  it is not run, for this reason
 
 A ```text block that follows is the output.  Ids, times and the widths of columns
 are not compared.  The address 127.0.0.1:8080 is that of the double of a
@@ -32,7 +32,7 @@ INSTALLS = "README.md"  # the page that makes extension and roles itself
 # Name, and the group that it is in.
 ROLES = {"ops": "leasehold_admin", "app": "leasehold_app", "other": "leasehold_app",
          "auditor": "leasehold_auditor", "monitor": "pg_monitor"}
-LOGINS = {"superuser": "postgres"} | {role: role for role in ROLES}
+LOGINS = {"a superuser": "postgres"} | {role: role for role in ROLES}
 
 DOUBLE = "127.0.0.1:8080"
 MARK = "@@ block"
@@ -98,13 +98,16 @@ def read_page(place: Place, name: str) -> Page:
 
 def read_example(page: Page, words: list[str], first: int, last: int, body: list[str]) -> None:
     where = f"{page.name}:{first - 1}"
+    role = body[0].removeprefix("-- as ") if body else ""
     if words[:1] == ["untested"]:
         if len(words) < 3:
             page.problems.append(f"{where}: an example that is not run needs a reason")
-    elif not words or words[0] not in LOGINS or words[1:] not in ([], ["fails"]):
-        page.problems.append(f"{where}: an example needs a role, one of {', '.join(LOGINS)}")
+    elif words not in ([], ["fails"]):
+        page.problems.append(f"{where}: an example is run, or fails, or is untested")
+    elif role not in LOGINS:
+        page.problems.append(f"{where}: the first line says who runs it: -- as {', '.join(LOGINS)}")
     else:
-        page.blocks.append(Block(first, last, words[0], len(words) > 1, "\n".join(body)))
+        page.blocks.append(Block(first, last, role, bool(words), "\n".join(body)))
 
 
 def script(page: Page, port: int) -> str:
@@ -287,7 +290,7 @@ def check_functions(functions: list[dict], pages: list[Page]) -> list[str]:
         who = entries[name][3].partition("\n")[0]
         if not who.startswith(function["kind"]):
             findings.append(f"{name}: is of the kind {function['kind']}")
-        if sorted(re.findall(r"`(leasehold_\w+|pg_monitor)`", who)) != function["roles"]:
+        if sorted(set(re.findall(r"`(leasehold_\w+|pg_monitor)`", who))) != function["roles"]:
             findings.append(f"{name}: is for {', '.join(function['roles'])}")
     return findings + [f"{name}: there is no such function"
                        for name in entries if name not in {function["name"] for function in functions}]
