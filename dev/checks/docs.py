@@ -215,7 +215,11 @@ def run_page(server: Server, page: Page, port: int) -> Outcome:
         else:
             current.append(line.replace(f"psql:{file}:", f"{page.name}:"))
     for block in page.blocks:
-        judge(page, block, printed.get(block.first), outcome)
+        if block.first in printed:
+            judge(page, block, printed[block.first], outcome)
+    if missing := [block.first for block in page.blocks if block.first not in printed]:
+        outcome.failed += len(missing)
+        outcome.detail.append(f"{page.name}:{missing[0]}: this example and what follows was not reached")
     if program.status:
         outcome.detail += [program.status, f"the end of {server.log}:", *server.last_lines()]
     drop_database(server, database)
@@ -225,12 +229,8 @@ def run_page(server: Server, page: Page, port: int) -> Outcome:
     return outcome
 
 
-def judge(page: Page, block: Block, printed: list[str] | None, outcome: Outcome) -> None:
+def judge(page: Page, block: Block, printed: list[str], outcome: Outcome) -> None:
     where = f"{page.name}:{block.first}"
-    if printed is None:
-        outcome.failed += 1
-        outcome.detail.append(f"{where}: was not reached")
-        return
     plain = [re.sub(rf"^{re.escape(page.name)}:\d+: ", "", line) for line in printed]
     failed = any(line.startswith(("ERROR: ", "FATAL: ")) for line in plain)
     if failed != block.fails:
@@ -326,11 +326,22 @@ def check_errors(codes: list[dict], pages: list[Page]) -> list[str]:
             for code in re.findall(r"`(\w+)`", line) if code not in known]
 
 
+def anchors(lines: list[str]) -> set[str]:
+    """Where links into a page can lead: its headings, as they are rendered."""
+    headings = [match[1] for line in lines if (match := re.match(r"#+ (.*)", line))]
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 def check_links(place: Place, pages: list[Page]) -> list[str]:
-    return [f"{page.name}:{number}: leads nowhere: {target}"
-            for page in pages for number, line in enumerate(page.lines, 1)
-            for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", line)
-            if not (place.source / page.name).parent.joinpath(target).exists()]
+    findings = []
+    for page in pages:
+        for number, line in enumerate(page.lines, 1):
+            for target, anchor in re.findall(r"\]\(([^)#:]*)(?:#([^)]*))?\)", line):
+                file = (place.source / page.name).parent / target if target else place.source / page.name
+                if not file.exists() or (
+                        anchor and anchor not in anchors(file.read_text(encoding="utf-8").splitlines())):
+                    findings.append(f"{page.name}:{number}: leads nowhere: {target}#{anchor}")
+    return findings
 
 
 def docs_jobs(place: Place, files: list[str]) -> list[Job]:
