@@ -12,6 +12,7 @@
 #   tap        test/t/*.pl             crashes, restarts, dumps, upgrades
 #   chaos      test/chaos/chaos.py     leases while worker and server are killed
 #   soak       test/soak/soak.py       the worker does not grow; a short form of `make soak`
+#   docs       README.md, docs/*.md    their examples, and whether they say what the catalog says
 #   lint       all sources             warnings, static analysis, format, exported symbols
 #
 # With SANITIZE=address,undefined everything that runs a server runs with a

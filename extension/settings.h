@@ -1,6 +1,6 @@
 /*
  * settings.h
- *		The server settings of Leasehold (see docs/settings.md).
+ *		The server settings of Leasehold (see docs/operations.md).
  */
 #ifndef LEASEHOLD_SETTINGS_H
 #define LEASEHOLD_SETTINGS_H

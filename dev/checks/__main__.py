@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 
+import docs
 import lint
 import suites
 from jobs import Job, Outcome, Place, stop_programs
@@ -65,7 +66,7 @@ def chosen(files: list[str], patterns: list[str]) -> list[str]:
 
 def choose(place: Place, selection: list[str]) -> list[Job]:
     """The jobs of the suites, or parts of suites, that were asked for."""
-    available = suites.ALL | {"lint": lint.SUITE}
+    available = suites.ALL | {"docs": docs.SUITE, "lint": lint.SUITE}
     if place.sanitized:
         available = {name: suite for name, suite in available.items() if name not in UNSANITIZED}
     files = {name: suite.files(place) for name, suite in available.items()}
