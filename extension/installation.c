@@ -160,6 +160,7 @@ read_row(void)
 	Relation	rel;
 	SysScanDesc scan;
 	HeapTuple	tuple;
+	uint64		changes;
 
 	installation_relid = get_relname_relid("installation", get_namespace_oid("leasehold_internal", false));
 	hosts_relid = get_relname_relid("allowed_hosts", get_namespace_oid("leasehold_internal", false));
@@ -167,8 +168,7 @@ read_row(void)
 	epoch = 0;
 	paused = draining = false;
 	paused_reason[0] = '\0';
-	/* set before reading: an invalidation that arrives meanwhile must win */
-	row_known = true;
+	changes = change_count;
 	scan = systable_beginscan(rel, InvalidOid, false, NULL, 0, NULL);
 	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
 	{
@@ -186,6 +186,8 @@ read_row(void)
 	}
 	systable_endscan(scan);
 	table_close(rel, AccessShareLock);
+	/* an invalidation that arrived meanwhile wins, as does an error */
+	row_known = change_count == changes;
 }
 
 static Datum

@@ -48,6 +48,7 @@ typedef struct MemberRow
 
 static MemoryContext cache_context = NULL;	/* NULL: never loaded */
 static bool cache_valid = false;
+static uint64 cache_changes = 0;	/* counts what made the cache invalid */
 static MemberRow *cache_rows;
 static int	cache_row_count;
 static HTAB *cache_lists;		/* MembershipList by role */
@@ -118,6 +119,7 @@ membership_load(void)
 				a_system;
 	char		system_identifier[32];
 	int			allocated = 64;
+	uint64		changes = cache_changes;
 	HASHCTL		ctl;
 
 	if (!callbacks_registered)
@@ -154,8 +156,6 @@ membership_load(void)
 	a_asserts = column_number(rel, "asserts_actor");
 	a_system = column_number(rel, "system_identifier");
 
-	/* set before reading: an invalidation that arrives meanwhile must win */
-	cache_valid = true;
 
 	scan = systable_beginscan(rel, InvalidOid, false, NULL, 0, NULL);
 	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
@@ -185,6 +185,9 @@ membership_load(void)
 	}
 	systable_endscan(scan);
 	table_close(rel, AccessShareLock);
+
+	/* an invalidation that arrived meanwhile wins, as does an error */
+	cache_valid = cache_changes == changes;
 }
 
 static void
@@ -345,11 +348,12 @@ static void
 invalidate_by_relation(Datum arg, Oid relid)
 {
 	if (relid == InvalidOid || relid == members_relid)
-		cache_valid = false;
+		invalidate_by_syscache(arg, 0, 0);
 }
 
 static void
 invalidate_by_syscache(Datum arg, int cacheid, uint32 hashvalue)
 {
 	cache_valid = false;
+	cache_changes++;
 }

@@ -58,7 +58,7 @@ Worker		worker;
 
 static void worker_terminate(SIGNAL_ARGS);
 static void worker_connect(Oid database);
-static void worker_become_role(void);
+static bool worker_become_role(void);
 static void worker_attach(Oid database, int part);
 static void worker_detach(int code, Datum arg);
 static void leave_database(uint32 announcements) pg_attribute_noreturn();
@@ -87,7 +87,7 @@ leasehold_worker_main(Datum main_arg)
 	dlist_init(&worker.out);
 	worker_attach(DatumGetObjectId(main_arg), part);
 	announcements = worker.database->announcements;
-	if (round_check() == ROUND_NO_EXTENSION)
+	if (!worker_become_role() || round_check() == ROUND_NO_EXTENSION)
 		leave_database(announcements);
 	if (!worker.database->wanted)
 	{
@@ -101,7 +101,6 @@ leasehold_worker_main(Datum main_arg)
 	queue_init();
 	plugins_init();
 	planning_assume_own_statements();
-	worker_become_role();
 	worker_loop();
 }
 
@@ -160,16 +159,26 @@ worker_connect(Oid database)
 		SetConfigOption(overrides[i][0], overrides[i][1], PGC_SUSET, PGC_S_OVERRIDE);
 }
 
-static void
+/*
+ * Before any SQL is run, and for good: what runs then cannot become the
+ * superuser again.  False if the database has no extension.
+ */
+static bool
 worker_become_role(void)
 {
-	Oid			role;
+	Oid			role = InvalidOid;
 
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
-	role = get_role_oid("leasehold_worker", false);
-	SetSessionAuthorization(role, superuser_arg(role));
+	if (OidIsValid(get_extension_oid("leasehold", true)))
+	{
+		role = get_role_oid("leasehold_worker", false);
+		SetSessionAuthorization(role, superuser_arg(role));
+	}
 	CommitTransactionCommand();
+	if (OidIsValid(role))
+		SetUserIdAndSecContext(role, SECURITY_LOCAL_USERID_CHANGE);
+	return OidIsValid(role);
 }
 
 static void

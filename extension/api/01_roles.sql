@@ -61,9 +61,3 @@ CREATE SCHEMA leasehold;
 COMMENT ON SCHEMA leasehold IS 'Leased places for agents to run: what users read and call';
 CREATE SCHEMA leasehold_internal;
 COMMENT ON SCHEMA leasehold_internal IS 'What only the owner and the worker of leasehold use';
-
-REVOKE ALL ON SCHEMA leasehold, leasehold_internal FROM PUBLIC;
-GRANT USAGE ON SCHEMA leasehold
-    TO leasehold_worker, leasehold_admin, leasehold_app, leasehold_auditor, leasehold_resolver;
-GRANT USAGE ON SCHEMA leasehold_internal TO leasehold_worker;
-GRANT USAGE, CREATE ON SCHEMA leasehold, leasehold_internal TO leasehold_owner;

@@ -153,6 +153,24 @@ $$;
 COMMENT ON FUNCTION leasehold_internal.check_interval(text, interval, interval, interval) IS
     'Refuses a duration outside its range';
 
+-- revoke_all() takes from everybody what the installing role's default
+-- privileges gave him.
+
+CREATE FUNCTION leasehold_internal.revoke_all(object_type text, object text, acl aclitem[]) RETURNS void
+    LANGUAGE plpgsql VOLATILE
+    SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    grantee oid;
+BEGIN
+    EXECUTE format('REVOKE ALL ON %s %s FROM PUBLIC CASCADE', object_type, object);
+    FOR grantee IN SELECT DISTINCT a.grantee FROM aclexplode(acl) AS a WHERE a.grantee NOT IN (0, a.grantor) LOOP
+        EXECUTE format('REVOKE ALL ON %s %s FROM %s CASCADE', object_type, object, grantee::regrole);
+    END LOOP;
+END
+$$;
+COMMENT ON FUNCTION leasehold_internal.revoke_all(text, text, aclitem[]) IS
+    'Takes all privileges on an object from everybody but its owner, for the install and upgrade scripts';
+
 -- publish() makes the public function of an implementation: same name,
 -- arguments, defaults and result, and the entry gate as its body.
 
@@ -173,7 +191,9 @@ BEGIN
         proc.proname, pg_get_function_arguments(proc.oid), pg_get_function_result(proc.oid),
         CASE proc.provolatile WHEN 'v' THEN 'VOLATILE' WHEN 's' THEN 'STABLE' ELSE 'IMMUTABLE' END,
         '$libdir/leasehold', 'leasehold_gate');
-    EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', target);
+    PERFORM leasehold_internal.revoke_all('FUNCTION', target,
+        (SELECT p.proacl FROM pg_proc AS p WHERE p.pronamespace = 'leasehold'::regnamespace
+            AND p.proname = proc.proname AND p.proargtypes = proc.proargtypes));
     FOREACH grantee IN ARRAY to_roles LOOP
         EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO %I', target, grantee);
     END LOOP;

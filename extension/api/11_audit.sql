@@ -84,7 +84,9 @@ COMMENT ON FUNCTION leasehold_internal.wants_audit_partition(text, timestamptz, 
 
 CREATE FUNCTION leasehold_internal.make_audit_partitions(weeks_ahead integer DEFAULT 4) RETURNS integer
     LANGUAGE plpgsql VOLATILE SECURITY DEFINER
-    SET search_path = pg_catalog, pg_temp SET default_tablespace = '' AS $$
+    SET search_path = pg_catalog, pg_temp SET default_tablespace = ''
+    -- the bounds go through text: whoever is first must not have a say in how that is read
+    SET timezone = 'UTC' SET datestyle = 'ISO, MDY' AS $$
 DECLARE
     v_from timestamptz;
     v_to   timestamptz;

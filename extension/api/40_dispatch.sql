@@ -202,7 +202,8 @@ BEGIN
             WHEN l.disposition = 'delete' AND k.config ->> 'reuseLease' = 'true' THEN 'environmentDestroyLease'
             ELSE 'environmentReleaseLease' END,
             CASE WHEN c.operation NOT IN ('initialize', 'reconcile')
-                 THEN c.subject_id || ':' || c.generation || ':' || c.operation END) AS m (method, idempotency_key)
+                 -- with the company: callers may bring ids of their own
+                 THEN c.company_id || ':' || c.subject_id || ':' || c.generation || ':' || c.operation END) AS m (method, idempotency_key)
      CROSS JOIN LATERAL (
         SELECT CASE WHEN x.code = 'acquire_outcome_unknown' THEN 'unknown' WHEN x.code IS NOT NULL THEN 'failed' END, x.code
           FROM (SELECT CASE

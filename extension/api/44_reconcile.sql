@@ -59,12 +59,14 @@ BEGIN
     IF outcome = 'ok' THEN
         WITH held AS (
             SELECT h ->> 'providerLeaseId' AS provider_lease_id, h ->> 'leaseId' AS lease_id,
+                   h ->> 'companyId' AS company_id,
                    COALESCE((h ->> 'generation')::integer, 0) AS generation
               FROM pg_catalog.jsonb_array_elements(listed::jsonb) AS h
              -- a list may show other companies': those are for their own sweeps
              WHERE COALESCE(h ->> 'companyId', v_call.company_id::text) = v_call.company_id::text
-               AND NOT EXISTS (SELECT FROM leasehold.leases AS l
-                                WHERE l.id::text = h ->> 'leaseId' AND l.company_id <> v_call.company_id)
+               AND (h ->> 'companyId' IS NOT NULL OR NOT EXISTS (
+                    SELECT FROM leasehold.leases AS l
+                     WHERE l.id::text = h ->> 'leaseId' AND l.company_id <> v_call.company_id))
         ), unclaimed AS (
             SELECT h.* FROM held AS h
              -- by whatever provider: a list may show what other drivers of the same account made
@@ -78,7 +80,7 @@ BEGIN
             -- not held by a lease, and no request is under way that it may be the answer to
             SELECT u.* FROM unclaimed AS u
              WHERE NOT EXISTS (SELECT FROM leasehold.leases AS l
-                                WHERE l.id::text = u.lease_id
+                                WHERE l.company_id = v_call.company_id AND l.id::text = u.lease_id
                                   AND (l.provider_lease_id IS NULL OR l.provider_lease_id = u.provider_lease_id)
                                   AND leasehold_internal.may_have_resource(l.status))
         ), queued AS (

@@ -24,13 +24,23 @@ $$;
 ALTER FUNCTION leasehold_internal.occupied_slots(uuid, uuid, text) OWNER TO leasehold_worker;
 ALTER FUNCTION leasehold_internal.all_live_leases() OWNER TO leasehold_worker;
 
--- Nobody may do anything, except:
-GRANT USAGE ON SCHEMA leasehold TO pg_monitor;
-REVOKE ALL ON ALL TABLES IN SCHEMA leasehold, leasehold_internal FROM PUBLIC;
-REVOKE ALL ON ALL SEQUENCES IN SCHEMA leasehold, leasehold_internal FROM PUBLIC;
-REVOKE ALL ON ALL FUNCTIONS IN SCHEMA leasehold_internal FROM PUBLIC;
-REVOKE ALL ON FUNCTION leasehold.new_id(), leasehold.acting_role(), leasehold.visible_companies(text),
-    leasehold.error_codes(), leasehold.lease_transitions() FROM PUBLIC;
+-- Nobody may do anything (publish() has seen to the public functions), except:
+DO $$
+BEGIN
+    PERFORM leasehold_internal.revoke_all('SCHEMA', n.nspname, n.nspacl)
+       FROM pg_catalog.pg_namespace AS n WHERE n.nspname IN ('leasehold', 'leasehold_internal');
+    PERFORM leasehold_internal.revoke_all(CASE c.relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END,
+                                          c.oid::pg_catalog.regclass::text, c.relacl)
+       FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+      WHERE n.nspname IN ('leasehold', 'leasehold_internal') AND c.relkind IN ('r', 'p', 'v', 'S');
+    PERFORM leasehold_internal.revoke_all('FUNCTION', p.oid::pg_catalog.regprocedure::text, p.proacl)
+       FROM pg_catalog.pg_proc AS p JOIN pg_catalog.pg_namespace AS n ON n.oid = p.pronamespace
+      WHERE n.nspname = 'leasehold_internal' OR n.nspname = 'leasehold' AND p.prosrc <> 'leasehold_gate';
+END
+$$;
+GRANT USAGE ON SCHEMA leasehold
+    TO leasehold_worker, leasehold_admin, leasehold_app, leasehold_auditor, leasehold_resolver, pg_monitor;
+GRANT USAGE ON SCHEMA leasehold_internal TO leasehold_worker;
 GRANT EXECUTE ON FUNCTION leasehold.new_id(), leasehold.acting_role(), leasehold.visible_companies(text),
     leasehold.error_codes(), leasehold.lease_transitions()
     TO leasehold_admin, leasehold_app, leasehold_auditor, leasehold_resolver, leasehold_worker;
@@ -52,7 +62,8 @@ GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA leasehold_internal TO leasehold_worker;
 GRANT EXECUTE ON FUNCTION leasehold_internal.occupied_slots(uuid, uuid, text), leasehold_internal.all_live_leases()
     TO leasehold_owner;
 REVOKE EXECUTE ON FUNCTION leasehold_internal.publish(regproc, text, text, text[]),
-    leasehold_internal.protect(regclass, text, text) FROM leasehold_worker;
+    leasehold_internal.protect(regclass, text, text),
+    leasehold_internal.revoke_all(text, text, aclitem[]) FROM leasehold_worker;
 
 -- Dumped with the database: all but what is derived (calls) or node-local.
 DO $$
@@ -77,7 +88,8 @@ SELECT pg_catalog.pg_extension_config_dump('leasehold_internal.worker_epoch'::pg
 -- A drop begins with loading the library that guards it.
 CREATE FUNCTION leasehold_internal.guard_drop() RETURNS event_trigger
     LANGUAGE c AS 'MODULE_PATHNAME', 'leasehold_guard_drop';
-REVOKE ALL ON FUNCTION leasehold_internal.guard_drop() FROM PUBLIC;
+SELECT leasehold_internal.revoke_all('FUNCTION', p.oid::pg_catalog.regprocedure::text, p.proacl)
+  FROM pg_catalog.pg_proc AS p WHERE p.oid = 'leasehold_internal.guard_drop()'::pg_catalog.regprocedure;
 COMMENT ON FUNCTION leasehold_internal.guard_drop() IS 'Loads the library, whose hook guards DROP EXTENSION';
 CREATE EVENT TRIGGER leasehold_guard_drop ON ddl_command_start
     WHEN TAG IN ('DROP EXTENSION', 'DROP OWNED')
@@ -87,6 +99,7 @@ COMMENT ON EVENT TRIGGER leasehold_guard_drop IS 'Loads the library, whose hook 
 
 CREATE FUNCTION leasehold_internal.announce_extension() RETURNS void
     LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'leasehold_announce_extension';
-REVOKE ALL ON FUNCTION leasehold_internal.announce_extension() FROM PUBLIC;
+SELECT leasehold_internal.revoke_all('FUNCTION', p.oid::pg_catalog.regprocedure::text, p.proacl)
+  FROM pg_catalog.pg_proc AS p WHERE p.oid = 'leasehold_internal.announce_extension()'::pg_catalog.regprocedure;
 COMMENT ON FUNCTION leasehold_internal.announce_extension() IS 'Tells the launcher of this database';
 SELECT leasehold_internal.announce_extension();

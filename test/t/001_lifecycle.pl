@@ -41,7 +41,7 @@ sub label
 		installationId => $installation,
 		leaseId => $lease,
 		generation => $generation,
-		idempotencyKey => "$lease:$generation:$operation",
+		idempotencyKey => "$company:$lease:$generation:$operation",
 		%more };
 }
 

@@ -66,6 +66,31 @@ sub request_each
 sub acquires { my ($provider, $lease) = @_; return scalar $provider->requests(method => 'acquire', leaseId => $lease); }
 sub finds { my ($provider, $lease) = @_; return scalar $provider->requests(method => 'find', leaseId => $lease); }
 
+# Callers may bring ids: what one company asked for is never another's, whatever
+# ids it knows, and whatever became of the answer.
+subtest 'two companies with a lease of the same id' => sub {
+	my $provider = Leasehold::Provider->start($node, name => 'shared')->register($node);
+	$node->boss(q(SELECT leasehold.create_company('neighbour'); SELECT leasehold.grant_company('neighbour', 'alice', 'manager')));
+	$node->alice(q(
+		SELECT leasehold.create_environment('lost', 'shared', '{"fault": {"acquire": "lose_answer"}}', company => 'acme');
+		SELECT leasehold.create_environment('sound', 'shared', '{}', company => 'neighbour')));
+	my $id = '88888888-0000-7000-8000-000000000001';
+	$node->alice("SELECT leasehold.request_lease('lost', lease_id => '$id', company => 'acme')");
+	eventually { $provider->counters->{live} > 0 } 'the provider has made something for the first';
+	$node->alice("SELECT leasehold.request_lease('sound', lease_id => '$id', company => 'neighbour')");
+	$node->happens("SELECT count(*) = 2 FROM leasehold.leases WHERE id = '$id' AND status = 'active'", 'both are got');
+	is_deeply(
+		{ map { $_->{companyId} => $_->{providerLeaseId} } $provider->resources },
+		{ map { split /\|/ } split /\n/, $node->owner("SELECT company_id, provider_lease_id FROM leasehold.leases WHERE id = '$id'") },
+		'each has its own');
+	$node->alice("SELECT leasehold.release_lease('$id', company => c) FROM unnest(ARRAY['acme', 'neighbour']) AS c");
+	$node->happens("SELECT count(*) = 2 FROM leasehold.leases WHERE id = '$id' AND status = 'released'", 'and both are released');
+	is($provider->counters->{live}, 0, 'nothing is left');
+	$node->boss(q(SELECT leasehold.revoke_company('neighbour', 'alice')));
+	$provider->obeyed;
+	$provider->stop;
+};
+
 subtest 'a provider that can look up' => sub {
 	my $provider = Leasehold::Provider->start($node, name => 'box')->register($node);
 	my %leases = request_each($provider, @without_effect, @with_effect, keys %refused, @harmless);

@@ -81,6 +81,28 @@ subtest 'who and where' => sub {
 		'nor in a version that there is not');
 };
 
+# What the installing role gives away by default must not be given away here.
+subtest 'default privileges' => sub {
+	$node->owner('CREATE DATABASE generous');
+	$node->owner('CREATE ROLE webanon LOGIN');
+	$node->owner("ALTER DEFAULT PRIVILEGES GRANT ALL ON $_ TO webanon", 'generous')
+	  for 'TABLES', 'SEQUENCES', 'FUNCTIONS', 'SCHEMAS';
+	$node->owner('CREATE EXTENSION leasehold', 'generous');
+	$node->owner(q(SELECT leasehold_internal.ensure_installation()), 'generous');
+	my %count = (
+		schemas => q(SELECT count(*) FROM pg_namespace WHERE nspname ~ '^leasehold' AND has_schema_privilege('webanon', oid, 'USAGE,CREATE')),
+		relations => q(SELECT count(*) FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = relnamespace WHERE nspname ~ '^leasehold'
+			AND relkind IN ('r', 'p', 'v') AND has_table_privilege('webanon', c.oid, 'SELECT,INSERT,UPDATE,DELETE,TRUNCATE,REFERENCES,TRIGGER')),
+		sequences => q(SELECT count(*) FROM pg_sequence AS s JOIN pg_class AS c ON c.oid = s.seqrelid JOIN pg_namespace AS n ON n.oid = relnamespace
+			WHERE nspname ~ '^leasehold' AND has_sequence_privilege('webanon', s.seqrelid, 'USAGE,SELECT,UPDATE')),
+		functions => q(SELECT count(*) FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = pronamespace WHERE nspname ~ '^leasehold'
+			AND has_function_privilege('webanon', p.oid, 'EXECUTE')));
+	is($node->owner($count{$_}, 'generous'), 0, "no $_") for sort keys %count;
+	$node->owner('DROP DATABASE generous');
+	$node->owner('DROP ROLE webanon');
+	$node->owner('DROP ROLE leasehold_owner, leasehold_worker, leasehold_admin, leasehold_app, leasehold_auditor, leasehold_resolver');
+};
+
 subtest 'roles that are there already' => sub {
 	for my $role (qw(leasehold_owner leasehold_worker leasehold_admin leasehold_app leasehold_auditor leasehold_resolver))
 	{

@@ -18,6 +18,12 @@ from .wire import INVALID_PARAMS, WORKER_ERROR, Call, Json, RpcProblem
 WORKSPACE = "/workspace"
 
 
+def lease_of(members: Json) -> tuple[str, str, str]:
+    """Lease ids are those of a company: two may use the same."""
+    return (members["installationId"], members["companyId"],
+            members["leaseId"])
+
+
 class Journal:
     """Every change to what is alive, one JSON line each, written at once.
 
@@ -81,7 +87,7 @@ class Provider:
     def _clear(self) -> None:
         self.resources: dict[str, Json] = {}
         self.by_key: dict[str, str] = {}
-        self.by_lease: dict[tuple[str, str], list[str]] = {}
+        self.by_lease: dict[tuple[str, str, str], list[str]] = {}
         self.running: dict[tuple[str, str], asyncio.Event] = {}
         self.reset_counters()
         self.last_number = 0
@@ -131,8 +137,7 @@ class Provider:
         if key is not None:
             self.by_key.setdefault(key, provider_id)
             self._count_acquire(key)
-        twins = self.by_lease.setdefault(
-            (resource["installationId"], resource["leaseId"]), [])
+        twins = self.by_lease.setdefault(lease_of(resource), [])
         twins.append(provider_id)
         self.duplicate_live_max = max(self.duplicate_live_max, len(twins))
         self.creates += 1
@@ -141,7 +146,7 @@ class Provider:
         resource = self.resources.pop(provider_id)
         if self.by_key.get(resource["idempotencyKey"]) == provider_id:
             del self.by_key[resource["idempotencyKey"]]
-        lease = (resource["installationId"], resource["leaseId"])
+        lease = lease_of(resource)
         self.by_lease[lease].remove(provider_id)
         if not self.by_lease[lease]:
             del self.by_lease[lease]
@@ -213,8 +218,9 @@ class Provider:
         key = call.label["idempotencyKey"]
         known = self.resources.get(self.by_key.get(key, ""))
         if known is not None:
-            for name in ("installationId", "leaseId", "generation"):
-                if known[name] != call.label[name]:
+            asked = call.params | call.label
+            for name in ("installationId", "companyId", "leaseId", "generation"):
+                if known[name] != asked[name]:
                     raise RpcProblem(
                         INVALID_PARAMS, "params.leasehold.idempotencyKey is "
                         f"in use with another {name}")
@@ -282,7 +288,7 @@ class Provider:
         return resource
 
     def find_lease(self, call: Call) -> Json:
-        lease = (call.label["installationId"], call.label["leaseId"])
+        lease = lease_of(call.params | call.label)
         for provider_id in self.by_lease.get(lease, ()):
             resource = self.resources[provider_id]
             if resource["generation"] == call.label["generation"]:
