@@ -68,6 +68,14 @@ SELECT test.is('changed', (p.transport ->> 'url', p.version)::text, '(https://ot
 SELECT test.refused('not into another plugin', format('SELECT leasehold.update_plugin(''p1'', %L)', m.manifest || '{"id": "p2"}'), 'manifest_invalid') FROM manifests AS m;
 SELECT test.refused('not without a provider that is in use', format('SELECT leasehold.update_plugin(''p1'', %L)', m.manifest #- '{environmentDrivers,1}'), 'still_in_use') FROM manifests AS m;
 SELECT test.refused('not what is not there', $$SELECT leasehold.update_plugin('p9')$$, 'plugin_not_found');
+-- nor while something may be there that only this provider can remove
+SET ROLE regress_manager;
+SELECT leasehold.archive_environment('of-d2');
+SET ROLE regress_admin;
+SELECT test.refused('nor while it has leases', format('SELECT leasehold.update_plugin(''p1'', %L)', m.manifest #- '{environmentDrivers,1}'), 'still_in_use') FROM manifests AS m;
+SET ROLE regress_manager;
+SELECT leasehold.update_environment('of-d2', status => 'active');
+SET ROLE regress_admin;
 -- 105: disabled: nothing new, what is there can end
 SELECT leasehold.disable_plugin('p1');
 SET ROLE regress_manager;

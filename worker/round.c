@@ -223,7 +223,7 @@ trouble_passes(void)
 RoundState
 round_check(void)
 {
-	RoundState	state = ROUND_HELD;
+	RoundState	state = installation_state;
 
 	if (round_context == NULL)
 		round_context = AllocSetContextCreate(TopMemoryContext, "leasehold round", ALLOCSET_DEFAULT_SIZES);
@@ -238,7 +238,9 @@ round_check(void)
 	if (installation_seen == installation_change_count() && installation_state != ROUND_NO_EXTENSION &&
 		installation_state != ROUND_EMPTY && installation_state != ROUND_UNSUPPORTED)
 		return installation_state;
-	if (!in_transaction("looking at the installation", check_work, &state))
+	/* nobody must take over what is out because of somebody's lock: until the next look all is as it was */
+	if (!in_transaction("looking at the installation", check_work, &state) &&
+		installation_seen == PG_UINT64_MAX)
 		set_shared_state(WORKER_ABSENT, "the state of the installation could not be read; see the server log");
 	return state;
 }

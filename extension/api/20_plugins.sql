@@ -196,14 +196,19 @@ BEGIN
     END IF;
     SELECT p.key INTO v_taken
       FROM leasehold.providers AS p
-      JOIN leasehold_internal.environments AS e ON e.provider = p.key AND e.status = 'active'
      WHERE p.plugin_key = plugin
+       AND (EXISTS (SELECT FROM leasehold_internal.environments AS e WHERE e.provider = p.key AND e.status = 'active')
+            OR EXISTS (SELECT FROM leasehold.leases AS l
+                        WHERE l.provider = p.key AND leasehold_internal.may_have_resource(l.status))
+            OR EXISTS (SELECT FROM leasehold_internal.calls AS c
+                        WHERE c.provider = p.key AND c.operation = 'destroy_stray'))
        AND NOT EXISTS (SELECT FROM pg_catalog.jsonb_array_elements(store_providers.manifest -> 'environmentDrivers') AS d
                         WHERE d ->> 'driverKey' = p.key)
      LIMIT 1;
     IF FOUND THEN
         PERFORM leasehold_internal.refuse('still_in_use',
-            pg_catalog.format('provider "%s" is missing in the manifest, but environments use it', v_taken));
+            pg_catalog.format('provider "%s" is missing in the manifest, but in use', v_taken),
+            'Archive its environments and end their leases first.');
     END IF;
 
     DELETE FROM leasehold.providers AS p

@@ -155,5 +155,30 @@ subtest 'idle workers rest' => sub {
 	$node->settles($lease, 'released', 'and again');
 };
 
+# Who cannot read the state of the installation for a moment goes on as before;
+# above all it does not take what is out for lost.
+subtest 'a look at the installation that fails' => sub {
+	my $plain = Leasehold::Provider->start($node, name => 'plain', variant => 'plain')->register($node);
+	$node->alice(
+		sprintf 'SELECT leasehold.create_environment(%s, %s, %s, company => %s)',
+		map { quote($_) } 'slow', 'plain', json({ fault => { acquire => ['delay:3000'] } }), 'acme');
+	my $lease = $node->request(q('slow', company => 'acme'));
+	eventually { $plain->counters->{in_flight} == 1 } 'a call is out';
+	my $offset = -s $node->logfile;
+	my $session = $node->background_psql('postgres', on_error_stop => 0);
+	$session->query_safe('BEGIN; LOCK TABLE leasehold_internal.installation IN ACCESS EXCLUSIVE MODE');
+	$node->reload;
+	eventually { slurp_file($node->logfile, $offset) =~ /canceling statement due to lock timeout/ } 'a look fails';
+	$session->query_safe('ROLLBACK');
+	$session->quit;
+	$node->reload;
+	$node->settles($lease, 'active', 'the answer is taken');
+	is($node->owner(q(SELECT count(*) FROM leasehold_internal.calls WHERE crashes > 0)), 0, 'no crash was counted');
+	$node->alice("SELECT leasehold.release_lease('$lease', company => 'acme')");
+	$node->settles($lease, 'released', 'and the lease released');
+	is($plain->counters->{live}, 0, 'nothing is left');
+	$plain->obeyed;
+};
+
 $provider->obeyed;
 done_testing();
