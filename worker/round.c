@@ -124,7 +124,7 @@ static void read_overdue(Round *round);
 static bool fire_deadlines(Round *round);
 static void fire_work(void *arg);
 static void postpone_deadline_work(void *arg);
-static void postpone(const QueueKey *key, const char *slot);
+static void postpone(const QueueKey *key, bool deadline);
 static void claim_calls(Round *round);
 static Call *make_call(HeapTuple row, TupleDesc desc, Round *round);
 static QueueProvider *find_taker(Round *round, const pg_uuid_t *company, const pg_uuid_t *subject);
@@ -959,7 +959,7 @@ read_due(Round *round)
 		key.company = *DatumGetUUIDP(SPI_getbinval(row, desc, 1, &isnull));
 		key.subject = *DatumGetUUIDP(SPI_getbinval(row, desc, 2, &isnull));
 		round->last_due = DatumGetTimestampTz(SPI_getbinval(row, desc, 5, &isnull));
-		if (strcmp(SPI_getvalue(row, desc, 3), "timer") == 0)
+		if (strcmp(SPI_getvalue(row, desc, 3), "op") != 0)
 		{
 			round->timers[round->timer_count++] = key;
 			round->added++;
@@ -1054,12 +1054,12 @@ fire_deadlines(Round *round)
 static void
 postpone_deadline_work(void *arg)
 {
-	postpone(arg, "timer");
+	postpone(arg, true);
 }
 
 /* Has it come again: soon, if what was in the way will pass. */
 static void
-postpone(const QueueKey *key, const char *slot)
+postpone(const QueueKey *key, bool deadline)
 {
 	Datum		args[4];
 	Interval	pause;
@@ -1068,10 +1068,10 @@ postpone(const QueueKey *key, const char *slot)
 	pause.time = (trouble_passes() ? TROUBLE_PAUSE_MS : POSTPONED_MS) * INT64CONST(1000);
 	args[0] = UUIDPGetDatum(&key->company);
 	args[1] = UUIDPGetDatum(&key->subject);
-	args[2] = CStringGetTextDatum(slot);
+	args[2] = BoolGetDatum(deadline);
 	args[3] = IntervalPGetDatum(&pause);
 	if (SPI_execute_with_args("SELECT leasehold_internal.postpone_call($1, $2, $3, $4)", 4,
-							  (Oid[]) {UUIDOID, UUIDOID, TEXTOID, INTERVALOID}, args, NULL, false, 1) != SPI_OK_SELECT)
+							  (Oid[]) {UUIDOID, UUIDOID, BOOLOID, INTERVALOID}, args, NULL, false, 1) != SPI_OK_SELECT)
 		elog(ERROR, "could not postpone a call");
 }
 
@@ -1272,7 +1272,7 @@ claim_work(void *arg)
 static void
 postpone_call_work(void *arg)
 {
-	postpone(arg, "op");
+	postpone(arg, false);
 }
 
 static void

@@ -142,7 +142,7 @@ BEGIN
     INSERT INTO leasehold_internal.run_tokens (company_id, run_id, token_hash)
     VALUES (v_company, v_id, pg_catalog.sha256(pg_catalog.convert_to(token, 'UTF8')));
     INSERT INTO leasehold_internal.calls AS c (company_id, subject_id, slot, operation, shard, due_at)
-    VALUES (v_company, v_id, 'timer', 'run_deadline', leasehold_internal.shard_of(v_company),
+    VALUES (v_company, v_id, 'run_timer', 'run_deadline', leasehold_internal.shard_of(v_company),
             v_run.heartbeat_at + v_run.heartbeat_timeout)
     ON CONFLICT (company_id, subject_id, slot) DO UPDATE SET due_at = excluded.due_at, state = 'queued';
     PERFORM leasehold_internal.record(v_company, 'run.started', 'run', v_id::text, '{}', v_run.agent_id,
@@ -241,7 +241,7 @@ BEGIN
          WHERE t.company_id = r.company_id AND t.run_id = r.id
     ), timer AS (
         DELETE FROM leasehold_internal.calls AS c USING run AS r
-         WHERE c.company_id = r.company_id AND c.subject_id = r.id AND c.slot = 'timer'
+         WHERE c.company_id = r.company_id AND c.subject_id = r.id AND c.slot = 'run_timer'
     ), event AS (
         INSERT INTO leasehold.audit_events
                (company_id, action, entity_type, entity_id, agent_id, issue_id, run_id, details)
