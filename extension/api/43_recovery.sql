@@ -77,15 +77,26 @@ BEGIN
         UNION ALL
         SELECT r.company_id, r.id, 'run_timer', '', 1, 'run_deadline', false, r.heartbeat_at + r.heartbeat_timeout
           FROM leasehold_internal.runs AS r WHERE r.status = 'running'
-    ), made AS (
-        INSERT INTO leasehold_internal.calls
-               (company_id, subject_id, slot, operation, provider, shard, generation, look_up, due_at)
-        SELECT w.company_id, w.id, w.slot, w.operation, w.provider, leasehold_internal.shard_of(w.company_id),
-               w.generation, w.look_up, w.due_at
+    ), missing AS MATERIALIZED (
+        SELECT w.*
           FROM wanted AS w
          WHERE leasehold_internal.shard_of(w.company_id) = ANY (shards)
            AND NOT EXISTS (SELECT FROM leasehold_internal.calls AS c
                             WHERE c.company_id = w.company_id AND c.subject_id = w.id AND c.slot = w.slot)
+    ), made AS (
+        INSERT INTO leasehold_internal.calls
+               (company_id, subject_id, slot, operation, provider, shard, generation, look_up, due_at)
+        SELECT m.company_id, m.id, m.slot, m.operation, m.provider, leasehold_internal.shard_of(m.company_id),
+               m.generation, m.look_up, m.due_at
+          FROM missing AS m
+          -- somebody who has the subject locked may be about to write its calls
+          LEFT JOIN LATERAL (SELECT x.id FROM leasehold.leases AS x
+                              WHERE m.slot <> 'run_timer' AND x.company_id = m.company_id AND x.id = m.id
+                                FOR NO KEY UPDATE SKIP LOCKED) AS l ON true
+          LEFT JOIN LATERAL (SELECT x.id FROM leasehold_internal.runs AS x
+                              WHERE m.slot = 'run_timer' AND x.company_id = m.company_id AND x.id = m.id
+                                FOR NO KEY UPDATE SKIP LOCKED) AS r ON true
+         WHERE l.id IS NOT NULL OR r.id IS NOT NULL
         ON CONFLICT DO NOTHING
         RETURNING 1
     )
