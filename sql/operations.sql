@@ -75,7 +75,7 @@ SET ROLE regress_manager;
 SELECT test.is('the view says so', a.waiting_for, 'rebuild') FROM leasehold.active_leases AS a WHERE a.lease_id = test.id('o lost');
 RESET ROLE;
 SELECT test.is('made again', leasehold_internal.rebuild_calls(ARRAY(SELECT i::smallint FROM generate_series(0, 63) AS i)) >= 3, true);
-SELECT test.is('made again', string_agg((c.slot, c.operation, c.look_up)::text, ' ' ORDER BY c.slot, c.operation), '(op,acquire,t) (op,release,f) (timer,run_deadline,f)')
+SELECT test.is('made again', string_agg((c.slot, c.operation, c.look_up)::text, ' ' ORDER BY c.slot, c.operation), '(op,acquire,t) (op,release,f) (run_timer,run_deadline,f)')
   FROM leasehold_internal.calls AS c WHERE c.subject_id IN (test.id('o lost'), test.id('o asked'), test.id('o run'));
 SELECT leasehold.resume_worker();
 SELECT test.eventually('released', $$SELECT test.lease('o lost')$$, 'released');

@@ -78,6 +78,7 @@ typedef struct Call
 	bool		provider_failed;	/* counts for the circuit breaker */
 	void	   *transport;		/* the provider's own state while it is out */
 	TimestampTz apply_after;	/* the lease was locked: hand in again then */
+	int			times_locked;
 } Call;
 
 extern bool call_parse_method(const char *name, CallMethod *method);

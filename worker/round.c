@@ -48,11 +48,16 @@
 #define ANSWER_BATCH		500
 #define CLAIM_BATCH			500
 #define LOCKED_PAUSE_MS		50
+#define LOCKED_PAUSE_DOUBLINGS 5
 #define FAILED_PAUSE_MS		100
 #define TROUBLE_PAUSE_MAX_MS 5000
 #define TROUBLE_PAUSE_MS	1000	/* of what met with an error that passes */
 #define POSTPONED_MS		60000	/* of what cannot be done */
-#define TROUBLES_IN_ROW		3	/* then the rest has to wait, too */
+#define TROUBLES_IN_ROW		3	/* then the rest has to wait, too; locks do not count */
+#define LOCKS_PATIENTLY		3	/* then the rest of a round waits for none */
+#define LOCK_TIMEOUT		"80ms"
+#define LOCK_TIMEOUT_SHORT	"5ms"
+#define DUTY_BATCHES		20
 #define STORE_TRIES			5
 #define GIVE_BACK_TRIES		10
 #define REPORT_AGAIN_MS		60000
@@ -86,6 +91,13 @@ typedef struct Round
 	TimestampTz next_due;
 } Round;
 
+/* One of housekeeping. */
+typedef struct Duty
+{
+	const char *name;
+	bool		more;			/* is likely to be left */
+} Duty;
+
 static TimestampTz watermark = DT_NOBEGIN;	/* everything due before was read */
 static MemoryContext round_context = NULL;
 static uint64 installation_seen = PG_UINT64_MAX;
@@ -93,10 +105,15 @@ static RoundState installation_state = ROUND_HELD;
 static int	trouble = 0;		/* SQLSTATE of the latest transaction that failed */
 static TimestampTz trouble_until = 0;	/* no rounds before */
 static int	trouble_pause_ms = 0;
+static bool trouble_is_known = false;	/* it was reported the last time */
+static int	locks_met = 0;		/* by the pieces of a failed round */
 
 static bool in_transaction(const char *what, RoundWork work, void *arg);
 static void note_trouble(void);
 static bool trouble_passes(void);
+static bool trouble_is_general(void);
+static bool troubled(int *in_row);
+static void forget_locks(void);
 static void set_shared_state(WorkerState state, const char *reason);
 
 static void check_work(void *arg);
@@ -113,7 +130,7 @@ static void apply_answers(Round *round);
 static void apply_lease_answers(Round *round, Call **calls, int *index, int count);
 static void apply_stray_answers(Call **calls, int count);
 static char apply_initialize_answer(Call *call);
-static void apply_reconcile_answer(Call *call);
+static char apply_reconcile_answer(Call *call);
 static void settle_answers(Round *round);
 static void forget_call(Call *call);
 static bool apply_one_by_one(Round *round);
@@ -124,7 +141,7 @@ static void read_overdue(Round *round);
 static bool fire_deadlines(Round *round);
 static void fire_work(void *arg);
 static void postpone_deadline_work(void *arg);
-static void postpone(const QueueKey *key, const char *slot);
+static void postpone(const QueueKey *key, bool deadline);
 static void claim_calls(Round *round);
 static Call *make_call(HeapTuple row, TupleDesc desc, Round *round);
 static QueueProvider *find_taker(Round *round, const pg_uuid_t *company, const pg_uuid_t *subject);
@@ -193,8 +210,9 @@ note_trouble(void)
 	TimestampTz now = GetCurrentTimestamp();
 
 	trouble = geterrcode();
-	if (trouble_passes() && trouble == reported &&
-		now < TimestampTzPlusMilliseconds(reported_at, REPORT_AGAIN_MS))
+	if (trouble_passes() &&
+		(trouble_is_known ||
+		 (trouble == reported && now < TimestampTzPlusMilliseconds(reported_at, REPORT_AGAIN_MS))))
 		return;
 	reported = trouble;
 	reported_at = now;
@@ -208,16 +226,45 @@ note_trouble(void)
 static bool
 trouble_passes(void)
 {
+	return trouble == ERRCODE_LOCK_NOT_AVAILABLE || trouble_is_general() ||
+		ERRCODE_TO_CATEGORY(trouble) == MAKE_SQLSTATE('4', '0', '0', '0', '0'); /* deadlock */
+}
+
+/* Whether the latest failure is likely to befall whatever is tried. */
+static bool
+trouble_is_general(void)
+{
 	switch (ERRCODE_TO_CATEGORY(trouble))
 	{
-		case MAKE_SQLSTATE('4', '0', '0', '0', '0'):	/* deadlock */
 		case MAKE_SQLSTATE('5', '3', '0', '0', '0'):	/* resources */
 		case MAKE_SQLSTATE('5', '7', '0', '0', '0'):	/* intervention */
 		case MAKE_SQLSTATE('5', '8', '0', '0', '0'):	/* the system */
 			return true;
 		default:
-			return trouble == ERRCODE_LOCK_NOT_AVAILABLE;
+			return false;
 	}
+}
+
+/*
+ * After a piece of a failed round that failed: counts what would befall the
+ * others, too.  Locks do not count; but who has met several does not wait long
+ * for the next ones.  Returns trouble_passes().
+ */
+static bool
+troubled(int *in_row)
+{
+	*in_row = trouble_is_general() ? *in_row + 1 : 0;
+	if (trouble == ERRCODE_LOCK_NOT_AVAILABLE && ++locks_met == LOCKS_PATIENTLY)
+		SetConfigOption("lock_timeout", LOCK_TIMEOUT_SHORT, PGC_SUSET, PGC_S_OVERRIDE);
+	return trouble_passes();
+}
+
+static void
+forget_locks(void)
+{
+	if (locks_met >= LOCKS_PATIENTLY)
+		SetConfigOption("lock_timeout", LOCK_TIMEOUT, PGC_SUSET, PGC_S_OVERRIDE);
+	locks_met = 0;
 }
 
 RoundState
@@ -364,25 +411,47 @@ recover_work(void *arg)
 		elog(ERROR, "could not take over calls");
 }
 
+/*
+ * Each duty by itself.  One that goes on failing for a reason that passes is
+ * reported once.
+ */
 void
 round_housekeep(void)
 {
+	static const char *const duties[] = {
+		"partitions", "idempotency_keys", "leases", "places", "takeover", "rebuild", "reconcile"
+	};
+	static bool failed[lengthof(duties)];
+
 	MemoryContextReset(round_context);
-	(void) in_transaction("housekeeping", housekeep_work, NULL);
+	for (int i = 0; i < (int) lengthof(duties); i++)
+	{
+		Duty		duty = {.name = duties[i],.more = true};
+
+		trouble_is_known = failed[i];
+		failed[i] = false;
+		for (int batches = 0; duty.more && !failed[i] && batches < DUTY_BATCHES && !ShutdownRequestPending; batches++)
+			failed[i] = !in_transaction("housekeeping", housekeep_work, &duty);
+		trouble_is_known = false;
+	}
 }
 
 static void
 housekeep_work(void *arg)
 {
-	Datum		args[4];
+	Duty	   *duty = arg;
+	Datum		args[5];
+	bool		isnull;
 
-	args[0] = my_shards();
-	args[1] = Int32GetDatum(setting_lease_retention);
-	args[2] = Int32GetDatum(setting_audit_retention);
-	args[3] = Int32GetDatum(setting_reconcile_interval);
-	if (SPI_execute_with_args("SELECT leasehold_internal.housekeep($1, $2, $3, $4)", 4,
-							  (Oid[]) {INT2ARRAYOID, INT4OID, INT4OID, INT4OID}, args, NULL, false, 1) != SPI_OK_SELECT)
+	args[0] = CStringGetTextDatum(duty->name);
+	args[1] = my_shards();
+	args[2] = Int32GetDatum(setting_lease_retention);
+	args[3] = Int32GetDatum(setting_audit_retention);
+	args[4] = Int32GetDatum(setting_reconcile_interval);
+	if (SPI_execute_with_args("SELECT leasehold_internal.housekeep($1, $2, $3, $4, $5)", 5,
+							  (Oid[]) {TEXTOID, INT2ARRAYOID, INT4OID, INT4OID, INT4OID}, args, NULL, false, 1) != SPI_OK_SELECT)
 		elog(ERROR, "could not keep house");
+	duty->more = DatumGetBool(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
 }
 
 void
@@ -500,10 +569,11 @@ round_run(RoundState state, bool look_everywhere)
 		for (int i = 0; i < round.claimed_count; i++)
 			MemoryContextDelete(round.claimed[i]->context);
 		round.claimed_count = 0;
-		passes = trouble_passes();
+		passes = trouble_is_general();
 		any = apply_one_by_one(&round);
 		any |= fire_deadlines(&round);
 		any |= claim_one_by_one(&round);
+		forget_locks();
 		tell_waiters(&round);
 		return pause_after_trouble(passes && !any);
 	}
@@ -644,7 +714,7 @@ apply_answers(Round *round)
 		else if (strcmp(call->operation, "initialize") == 0)
 			round->applied[i] = apply_initialize_answer(call);
 		else if (strcmp(call->operation, "reconcile") == 0)
-			apply_reconcile_answer(call);
+			round->applied[i] = apply_reconcile_answer(call);
 		else
 		{
 			index[lease_count] = i;
@@ -799,7 +869,8 @@ apply_initialize_answer(Call *call)
 	return SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1)[0];
 }
 
-static void
+/* The same. */
+static char
 apply_reconcile_answer(Call *call)
 {
 	Datum		args[8];
@@ -823,6 +894,8 @@ apply_reconcile_answer(Call *call)
 							  (Oid[]) {INT8OID, UUIDOID, UUIDOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, INTERVALOID},
 							  args, nulls, false, 1) != SPI_OK_SELECT)
 		elog(ERROR, "could not apply a provider's list");
+	(void) SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull);
+	return isnull ? 'l' : 'a';
 }
 
 /* After the commit: what was applied or ignored is over. */
@@ -837,7 +910,9 @@ settle_answers(Round *round)
 			continue;
 		if (round->applied[i] == 'l')
 		{
-			call->apply_after = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), LOCKED_PAUSE_MS);
+			call->apply_after = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+															LOCKED_PAUSE_MS << Min(call->times_locked, LOCKED_PAUSE_DOUBLINGS));
+			call->times_locked++;
 			continue;
 		}
 		if (round->applied[i] == 's')
@@ -894,12 +969,7 @@ apply_one_by_one(Round *round)
 			troubles = 0;
 			any = true;
 		}
-		else if (trouble_passes())
-		{
-			answers[i]->apply_after = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), TROUBLE_PAUSE_MS);
-			troubles++;
-		}
-		else if (in_transaction("setting an answer aside", set_answer_aside, answers[i]))
+		else if (!troubled(&troubles) && in_transaction("setting an answer aside", set_answer_aside, answers[i]))
 		{
 			applied = 'a';
 			single.answer_count = 1;
@@ -961,7 +1031,7 @@ read_due(Round *round)
 		key.company = *DatumGetUUIDP(SPI_getbinval(row, desc, 1, &isnull));
 		key.subject = *DatumGetUUIDP(SPI_getbinval(row, desc, 2, &isnull));
 		round->last_due = DatumGetTimestampTz(SPI_getbinval(row, desc, 5, &isnull));
-		if (strcmp(SPI_getvalue(row, desc, 3), "timer") == 0)
+		if (strcmp(SPI_getvalue(row, desc, 3), "op") != 0)
 		{
 			round->timers[round->timer_count++] = key;
 			round->added++;
@@ -1042,7 +1112,7 @@ fire_deadlines(Round *round)
 		}
 		else
 		{
-			troubles = trouble_passes() ? troubles + 1 : 0;
+			(void) troubled(&troubles);
 			any |= in_transaction("postponing a deadline", postpone_deadline_work, &timers[i]);
 		}
 		if (ShutdownRequestPending || troubles >= TROUBLES_IN_ROW)
@@ -1056,12 +1126,12 @@ fire_deadlines(Round *round)
 static void
 postpone_deadline_work(void *arg)
 {
-	postpone(arg, "timer");
+	postpone(arg, true);
 }
 
 /* Has it come again: soon, if what was in the way will pass. */
 static void
-postpone(const QueueKey *key, const char *slot)
+postpone(const QueueKey *key, bool deadline)
 {
 	Datum		args[4];
 	Interval	pause;
@@ -1070,10 +1140,10 @@ postpone(const QueueKey *key, const char *slot)
 	pause.time = (trouble_passes() ? TROUBLE_PAUSE_MS : POSTPONED_MS) * INT64CONST(1000);
 	args[0] = UUIDPGetDatum(&key->company);
 	args[1] = UUIDPGetDatum(&key->subject);
-	args[2] = CStringGetTextDatum(slot);
+	args[2] = BoolGetDatum(deadline);
 	args[3] = IntervalPGetDatum(&pause);
 	if (SPI_execute_with_args("SELECT leasehold_internal.postpone_call($1, $2, $3, $4)", 4,
-							  (Oid[]) {UUIDOID, UUIDOID, TEXTOID, INTERVALOID}, args, NULL, false, 1) != SPI_OK_SELECT)
+							  (Oid[]) {UUIDOID, UUIDOID, BOOLOID, INTERVALOID}, args, NULL, false, 1) != SPI_OK_SELECT)
 		elog(ERROR, "could not postpone a call");
 }
 
@@ -1245,7 +1315,10 @@ claim_one_by_one(Round *round)
 		if (!ShutdownRequestPending && troubles < TROUBLES_IN_ROW)
 		{
 			ok = in_transaction("claiming one call", claim_work, &single);
-			troubles = ok ? 0 : trouble_passes() ? troubles + 1 : 0;
+			if (ok)
+				troubles = 0;
+			else
+				(void) troubled(&troubles);
 			any |= ok;
 		}
 		if (!ok)
@@ -1274,7 +1347,7 @@ claim_work(void *arg)
 static void
 postpone_call_work(void *arg)
 {
-	postpone(arg, "op");
+	postpone(arg, false);
 }
 
 static void

@@ -128,12 +128,14 @@ CREATE TRIGGER check_change BEFORE UPDATE OF company_id, id, status, generation 
 
 -- The dispatch table: unfinished work, and deadlines.  It is derived, so it is
 -- not dumped; the worker makes it again from the states of what it is about.
--- At most one operation and one deadline per subject.
+-- At most one operation and one deadline per subject.  Leases and runs may have
+-- the same id, so each has a slot for its deadline: who has locked the one must
+-- not have the other's work under its lock.
 
 CREATE TABLE leasehold_internal.calls (
     company_id   uuid NOT NULL,
     subject_id   uuid NOT NULL,
-    slot         text COLLATE "C" NOT NULL CHECK (slot IN ('op', 'timer')),
+    slot         text COLLATE "C" NOT NULL CHECK (slot IN ('op', 'timer', 'run_timer')),
     operation    leasehold_internal.call_operation NOT NULL,
     provider     text COLLATE "C" NOT NULL DEFAULT '',
     shard        smallint NOT NULL,

@@ -378,16 +378,22 @@ COMMENT ON FUNCTION leasehold_internal.end_company_leases(uuid, uuid[], text, te
 -- asks gives a new reason.
 CREATE FUNCTION leasehold_internal.hurry_cleanup(company_id uuid, lease_ids uuid[], reason text) RETURNS void
     LANGUAGE plpgsql VOLATILE AS $$
+DECLARE
+    v_locked uuid[];
 BEGIN
-    UPDATE leasehold.leases AS l SET failure_reason = COALESCE(hurry_cleanup.reason, l.failure_reason)
-      FROM (SELECT x.id FROM leasehold.leases AS x
-             WHERE x.company_id = hurry_cleanup.company_id AND x.id = ANY (lease_ids) AND x.status = 'pending_cleanup'
-             ORDER BY x.id FOR NO KEY UPDATE) AS t
-     WHERE l.company_id = hurry_cleanup.company_id AND l.id = t.id;
+    WITH lease AS (
+        UPDATE leasehold.leases AS l SET failure_reason = COALESCE(hurry_cleanup.reason, l.failure_reason)
+          FROM (SELECT x.id FROM leasehold.leases AS x
+                 WHERE x.company_id = hurry_cleanup.company_id AND x.id = ANY (lease_ids) AND x.status = 'pending_cleanup'
+                 ORDER BY x.id FOR NO KEY UPDATE) AS t
+         WHERE l.company_id = hurry_cleanup.company_id AND l.id = t.id
+        RETURNING l.id
+    )
+    SELECT pg_catalog.array_agg(l.id) INTO v_locked FROM lease AS l;
+    -- of these alone: nobody holds a call without its lease
     UPDATE leasehold_internal.calls AS c SET due_at = pg_catalog.clock_timestamp()
-      FROM leasehold.leases AS l
-     WHERE l.company_id = hurry_cleanup.company_id AND l.id = ANY (lease_ids) AND l.status = 'pending_cleanup'
-       AND c.company_id = l.company_id AND c.subject_id = l.id AND c.slot = 'op' AND c.state = 'queued';
+     WHERE c.company_id = hurry_cleanup.company_id AND c.subject_id = ANY (v_locked)
+       AND c.slot = 'op' AND c.state = 'queued';
 END
 $$;
 COMMENT ON FUNCTION leasehold_internal.hurry_cleanup(uuid, uuid[], text) IS

@@ -111,8 +111,11 @@ BEGIN
                 start_run.routine_id, start_run.execution_workspace_id, pg_catalog.date_part('epoch', v_timeout),
                 COALESCE(start_run.retry_on_loss, false), start_run.env, start_run.metadata, start_run.run_id), v_id);
         IF v_earlier IS NOT NULL THEN
-            -- the token cannot be read again, so the repeater gets a new one
+            -- the token cannot be read again, so the repeater gets a new one; the
+            -- run is locked first, as by those who end it and its token
             started_run_id := v_earlier;
+            PERFORM FROM leasehold_internal.runs AS r
+              WHERE r.company_id = v_company AND r.id = v_earlier FOR NO KEY UPDATE;
             UPDATE leasehold_internal.run_tokens AS t
                SET token_hash = pg_catalog.sha256(pg_catalog.convert_to(token, 'UTF8'))
              WHERE t.company_id = v_company AND t.run_id = v_earlier;
@@ -142,7 +145,7 @@ BEGIN
     INSERT INTO leasehold_internal.run_tokens (company_id, run_id, token_hash)
     VALUES (v_company, v_id, pg_catalog.sha256(pg_catalog.convert_to(token, 'UTF8')));
     INSERT INTO leasehold_internal.calls AS c (company_id, subject_id, slot, operation, shard, due_at)
-    VALUES (v_company, v_id, 'timer', 'run_deadline', leasehold_internal.shard_of(v_company),
+    VALUES (v_company, v_id, 'run_timer', 'run_deadline', leasehold_internal.shard_of(v_company),
             v_run.heartbeat_at + v_run.heartbeat_timeout)
     ON CONFLICT (company_id, subject_id, slot) DO UPDATE SET due_at = excluded.due_at, state = 'queued';
     PERFORM leasehold_internal.record(v_company, 'run.started', 'run', v_id::text, '{}', v_run.agent_id,
@@ -241,7 +244,7 @@ BEGIN
          WHERE t.company_id = r.company_id AND t.run_id = r.id
     ), timer AS (
         DELETE FROM leasehold_internal.calls AS c USING run AS r
-         WHERE c.company_id = r.company_id AND c.subject_id = r.id AND c.slot = 'timer'
+         WHERE c.company_id = r.company_id AND c.subject_id = r.id AND c.slot = 'run_timer'
     ), event AS (
         INSERT INTO leasehold.audit_events
                (company_id, action, entity_type, entity_id, agent_id, issue_id, run_id, details)
@@ -282,6 +285,18 @@ BEGIN
                                   WHERE x.company_id = w.company_id AND x.id = w.id
                                     FOR NO KEY UPDATE SKIP LOCKED) AS r) AS s
      WHERE s.status = 'running' AND s.heartbeat_at + s.heartbeat_timeout <= pg_catalog.clock_timestamp();
+    -- their leases end with them, so those whose leases somebody has locked come again
+    SELECT pg_catalog.array_agg(w.company_id), pg_catalog.array_agg(w.id) INTO v_companies, v_runs
+      FROM ROWS FROM (pg_catalog.unnest(v_companies), pg_catalog.unnest(v_runs)) AS w (company_id, id)
+     CROSS JOIN LATERAL (
+           SELECT pg_catalog.count(*) AS leases, pg_catalog.count(k.id) AS locked
+             FROM leasehold.leases AS l
+             LEFT JOIN LATERAL (SELECT x.id FROM leasehold.leases AS x
+                                 WHERE x.company_id = l.company_id AND x.id = l.id
+                                   FOR NO KEY UPDATE SKIP LOCKED) AS k ON true
+            WHERE l.company_id = w.company_id AND l.run_id = w.id
+              AND l.status IN ('acquiring', 'active', 'resuming')) AS n
+     WHERE n.leases = n.locked;
     IF v_runs IS NULL THEN
         RETURN 0;
     END IF;

@@ -61,6 +61,41 @@ $$;
 COMMENT ON FUNCTION leasehold_internal.decide(text, boolean, text, text, integer, boolean, boolean, integer, integer) IS
     'What an outcome means for a lease';
 
+-- Notes which leases hold these resources.  A resource that another lease holds is
+-- not this one's.  Who holds one without having committed decides for that resource
+-- alone: returns the places in the arrays of those that it has to be waited for.
+CREATE FUNCTION leasehold_internal.claim_resources(
+        providers text[], provider_lease_ids text[], company_ids uuid[], lease_ids uuid[])
+    RETURNS integer[] LANGUAGE plpgsql VOLATILE
+    SET lock_timeout = '2ms' AS $$
+#variable_conflict use_column
+DECLARE
+    v_busy integer[] := '{}';
+BEGIN
+    BEGIN
+        INSERT INTO leasehold_internal.provider_resources (provider, provider_lease_id, company_id, lease_id)
+        SELECT * FROM ROWS FROM (pg_catalog.unnest(providers), pg_catalog.unnest(provider_lease_ids),
+                                 pg_catalog.unnest(company_ids), pg_catalog.unnest(lease_ids))
+        ON CONFLICT DO NOTHING;
+        RETURN v_busy;
+    EXCEPTION WHEN lock_not_available THEN
+        NULL;  -- then one by one
+    END;
+    FOR i IN 1 .. pg_catalog.cardinality(lease_ids) LOOP
+        BEGIN
+            INSERT INTO leasehold_internal.provider_resources (provider, provider_lease_id, company_id, lease_id)
+            VALUES (providers[i], provider_lease_ids[i], company_ids[i], lease_ids[i])
+            ON CONFLICT DO NOTHING;
+        EXCEPTION WHEN lock_not_available THEN
+            v_busy := v_busy || i;
+        END;
+    END LOOP;
+    RETURN v_busy;
+END
+$$;
+COMMENT ON FUNCTION leasehold_internal.claim_resources(text[], text[], uuid[], uuid[]) IS
+    'Notes which leases hold these resources; returns the places of those that cannot be decided yet';
+
 -- Applies answers.  Returns for each what became of it: applied; locked (by a
 -- user: hand it in again a little later); or stale (it is of an older
 -- generation or epoch, and was ignored).  ended says that a place became free.
@@ -73,6 +108,8 @@ CREATE FUNCTION leasehold_internal.complete_calls(
 #variable_conflict use_column
 DECLARE
     v_locked   smallint[];
+    v_got      record;
+    v_busy     integer;
     v_ceilings boolean := EXISTS (SELECT FROM leasehold.limits AS m WHERE m.name = 'lease_ttl_max');
 BEGIN
     -- first the locks, then, in a later snapshot, the rows
@@ -86,19 +123,25 @@ BEGIN
       LEFT JOIN LATERAL (SELECT x.id FROM leasehold.leases AS x
                           WHERE l.id IS NULL AND x.company_id = w.company_id AND x.id = w.id OFFSET 0) AS e ON true;
 
-    -- a resource that another lease holds is not this one's
-    INSERT INTO leasehold_internal.provider_resources AS r (provider, provider_lease_id, company_id, lease_id)
-    SELECT l.provider, a.provider_lease_id, l.company_id, l.id
+    SELECT pg_catalog.array_agg(a.nr::integer) AS places, pg_catalog.array_agg(l.provider::text) AS providers,
+           pg_catalog.array_agg(a.provider_lease_id) AS resources,
+           pg_catalog.array_agg(l.company_id) AS companies, pg_catalog.array_agg(l.id) AS ids
+      INTO v_got
       FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids), pg_catalog.unnest(generations),
                       pg_catalog.unnest(outcomes), pg_catalog.unnest(provider_lease_ids), pg_catalog.unnest(v_locked))
-           AS a (company_id, id, generation, outcome, provider_lease_id, locked)
+           WITH ORDINALITY AS a (company_id, id, generation, outcome, provider_lease_id, locked, nr)
      CROSS JOIN LATERAL (SELECT * FROM leasehold.leases AS x
                           WHERE x.company_id = a.company_id AND x.id = a.id OFFSET 0) AS l
      CROSS JOIN LATERAL (SELECT * FROM leasehold_internal.calls AS x
                           WHERE x.company_id = a.company_id AND x.subject_id = a.id AND x.slot = 'op' OFFSET 0) AS c
      WHERE a.locked = 1 AND a.outcome = 'ok' AND a.provider_lease_id IS NOT NULL AND l.generation = a.generation
-       AND c.operation = 'acquire' AND c.state = 'started' AND c.worker_epoch = epoch
-    ON CONFLICT DO NOTHING;
+       AND c.operation = 'acquire' AND c.state = 'started' AND c.worker_epoch = epoch;
+    IF v_got.places IS NOT NULL THEN
+        FOREACH v_busy IN ARRAY leasehold_internal.claim_resources(v_got.providers, v_got.resources, v_got.companies,
+                                                                   v_got.ids) LOOP
+            v_locked[v_got.places[v_busy]] := 0;
+        END LOOP;
+    END IF;
 
     RETURN QUERY
     WITH found AS MATERIALIZED (

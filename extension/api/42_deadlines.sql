@@ -51,7 +51,7 @@ BEGIN
 
     -- what is left is moved to its deadline, or is about something that is over
     WITH due AS (
-        SELECT c.company_id, c.subject_id, c.operation,
+        SELECT c.company_id, c.subject_id, c.slot, c.operation,
                CASE c.operation WHEN 'lease_deadline' THEN
                     (SELECT CASE WHEN l.status IN ('active', 'retained')
                                  THEN leasehold_internal.lease_deadline(l.status, l.expires_at, l.last_used_at, l.idle_timeout)
@@ -63,18 +63,18 @@ BEGIN
                END AS deadline
           FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids)) AS w (company_id, subject_id)
          CROSS JOIN LATERAL (SELECT * FROM leasehold_internal.calls AS x
-                              WHERE x.company_id = w.company_id AND x.subject_id = w.subject_id AND x.slot = 'timer'
+                              WHERE x.company_id = w.company_id AND x.subject_id = w.subject_id AND x.slot <> 'op'
                                 FOR UPDATE SKIP LOCKED) AS c
     ), moved AS (
         UPDATE leasehold_internal.calls AS c
            SET due_at = GREATEST(d.deadline, pg_catalog.clock_timestamp() + interval '100 milliseconds')
           FROM due AS d
-         WHERE c.company_id = d.company_id AND c.subject_id = d.subject_id AND c.slot = 'timer'
+         WHERE c.company_id = d.company_id AND c.subject_id = d.subject_id AND c.slot = d.slot
            AND d.deadline IS NOT NULL
     ), gone AS (
         DELETE FROM leasehold_internal.calls AS c
          USING due AS d
-         WHERE c.company_id = d.company_id AND c.subject_id = d.subject_id AND c.slot = 'timer' AND d.deadline IS NULL
+         WHERE c.company_id = d.company_id AND c.subject_id = d.subject_id AND c.slot = d.slot AND d.deadline IS NULL
         RETURNING c.operation
     )
     SELECT pg_catalog.bool_or(g.operation = 'places') INTO v_places FROM gone AS g;

@@ -75,17 +75,28 @@ BEGIN
                leasehold_internal.lease_deadline(l.status, l.expires_at, l.last_used_at, l.idle_timeout)
           FROM leasehold.leases AS l WHERE l.status IN ('active', 'retained')
         UNION ALL
-        SELECT r.company_id, r.id, 'timer', '', 1, 'run_deadline', false, r.heartbeat_at + r.heartbeat_timeout
+        SELECT r.company_id, r.id, 'run_timer', '', 1, 'run_deadline', false, r.heartbeat_at + r.heartbeat_timeout
           FROM leasehold_internal.runs AS r WHERE r.status = 'running'
-    ), made AS (
-        INSERT INTO leasehold_internal.calls
-               (company_id, subject_id, slot, operation, provider, shard, generation, look_up, due_at)
-        SELECT w.company_id, w.id, w.slot, w.operation, w.provider, leasehold_internal.shard_of(w.company_id),
-               w.generation, w.look_up, w.due_at
+    ), missing AS MATERIALIZED (
+        SELECT w.*
           FROM wanted AS w
          WHERE leasehold_internal.shard_of(w.company_id) = ANY (shards)
            AND NOT EXISTS (SELECT FROM leasehold_internal.calls AS c
                             WHERE c.company_id = w.company_id AND c.subject_id = w.id AND c.slot = w.slot)
+    ), made AS (
+        INSERT INTO leasehold_internal.calls
+               (company_id, subject_id, slot, operation, provider, shard, generation, look_up, due_at)
+        SELECT m.company_id, m.id, m.slot, m.operation, m.provider, leasehold_internal.shard_of(m.company_id),
+               m.generation, m.look_up, m.due_at
+          FROM missing AS m
+          -- somebody who has the subject locked may be about to write its calls
+          LEFT JOIN LATERAL (SELECT x.id FROM leasehold.leases AS x
+                              WHERE m.slot <> 'run_timer' AND x.company_id = m.company_id AND x.id = m.id
+                                FOR NO KEY UPDATE SKIP LOCKED) AS l ON true
+          LEFT JOIN LATERAL (SELECT x.id FROM leasehold_internal.runs AS x
+                              WHERE m.slot = 'run_timer' AND x.company_id = m.company_id AND x.id = m.id
+                                FOR NO KEY UPDATE SKIP LOCKED) AS r ON true
+         WHERE l.id IS NOT NULL OR r.id IS NOT NULL
         ON CONFLICT DO NOTHING
         RETURNING 1
     )
@@ -118,14 +129,18 @@ $$;
 COMMENT ON FUNCTION leasehold_internal.set_answer_aside(bigint, uuid, uuid, integer, integer) IS
     'Puts a call aside whose answer could not be stored';
 
--- A call or deadline that could not be worked on comes again after a pause.
-CREATE FUNCTION leasehold_internal.postpone_call(company_id uuid, subject_id uuid, slot text, pause interval)
+-- A call, or what deadlines its subject has, that could not be worked on comes
+-- again after a pause; not what somebody has locked, who may change it.
+CREATE FUNCTION leasehold_internal.postpone_call(company_id uuid, subject_id uuid, deadline boolean, pause interval)
     RETURNS void LANGUAGE sql VOLATILE AS $$
     UPDATE leasehold_internal.calls AS c
        SET due_at = pg_catalog.clock_timestamp() + pause,
            last_error = 'could not be worked on; see the server log'
-     WHERE c.company_id = postpone_call.company_id AND c.subject_id = postpone_call.subject_id
-       AND c.slot = postpone_call.slot AND c.state = 'queued'
+      FROM (SELECT x.company_id, x.subject_id, x.slot FROM leasehold_internal.calls AS x
+             WHERE x.company_id = postpone_call.company_id AND x.subject_id = postpone_call.subject_id
+               AND (x.slot <> 'op') = deadline AND x.state = 'queued'
+               FOR UPDATE SKIP LOCKED) AS p
+     WHERE c.company_id = p.company_id AND c.subject_id = p.subject_id AND c.slot = p.slot
 $$;
-COMMENT ON FUNCTION leasehold_internal.postpone_call(uuid, uuid, text, interval) IS
+COMMENT ON FUNCTION leasehold_internal.postpone_call(uuid, uuid, boolean, interval) IS
     'Has a call or deadline come again after a pause';

@@ -5,12 +5,39 @@
 -- a takeover the first sweep is dry: it only reports, until approve_sweep().
 
 CREATE FUNCTION leasehold_internal.ensure_reconciles(shards smallint[], pause interval) RETURNS integer
-    LANGUAGE plpgsql VOLATILE AS $$
+    LANGUAGE plpgsql VOLATILE
+    SET lock_timeout = '10ms' AS $$
 #variable_conflict use_column
 DECLARE
-    v_count integer;
+    v_count integer := 0;
+    v_moved integer;
+    v_stuck uuid[] := '{}';
+    v_new   record;
 BEGIN
-    WITH wanted AS (
+    -- what is there, unless somebody has it locked
+    WITH moved AS (
+        UPDATE leasehold_internal.calls AS c
+           SET payload = w.payload, provider = w.provider,
+               due_at = LEAST(c.due_at, pg_catalog.clock_timestamp() + pause * pg_catalog.random())
+          FROM (SELECT x.company_id, x.subject_id, e.provider,
+                       pg_catalog.jsonb_build_object('environmentId', e.id, 'configVersion', e.config_version) AS payload
+                  FROM leasehold_internal.calls AS x
+                  JOIN leasehold_internal.environments AS e ON e.company_id = x.company_id AND e.id = x.subject_id
+                  JOIN leasehold.providers AS p ON p.key = e.provider
+                  JOIN leasehold.plugins AS g ON g.key = p.plugin_key
+                 WHERE x.slot = 'op' AND x.operation = 'reconcile' AND x.state = 'queued' AND x.shard = ANY (shards)
+                   AND 'environmentListLeases' = ANY (g.supported_methods) AND g.status <> 'disabled'
+                   AND (NOT x.payload @> pg_catalog.jsonb_build_object('environmentId', e.id, 'configVersion', e.config_version)
+                        OR x.due_at > pg_catalog.clock_timestamp() + pause)
+                   FOR UPDATE OF x SKIP LOCKED) AS w
+         WHERE c.company_id = w.company_id AND c.subject_id = w.subject_id AND c.slot = 'op'
+        RETURNING 1
+    )
+    SELECT pg_catalog.count(*) INTO v_moved FROM moved;
+
+    -- what is not there.  A lease may be asked for with the id of an environment: a
+    -- company whose open transaction is in the way has its sweeps another time.
+    FOR v_new IN
         SELECT e.company_id, e.id, e.provider,
                pg_catalog.jsonb_build_object('environmentId', e.id, 'configVersion', e.config_version) AS payload
           FROM leasehold_internal.environments AS e
@@ -19,26 +46,30 @@ BEGIN
          WHERE 'environmentListLeases' = ANY (g.supported_methods) AND g.status <> 'disabled'
            AND leasehold_internal.shard_of(e.company_id) = ANY (shards)
            AND EXISTS (SELECT FROM leasehold.leases AS l WHERE l.company_id = e.company_id AND l.environment_id = e.id)
-    ), made AS (
-        INSERT INTO leasehold_internal.calls AS c
-               (company_id, subject_id, slot, operation, provider, shard, payload, due_at)
-        SELECT w.company_id, w.id, 'op', 'reconcile', w.provider, leasehold_internal.shard_of(w.company_id), w.payload,
-               pg_catalog.clock_timestamp() + pause * pg_catalog.random()
-          FROM wanted AS w
-        ON CONFLICT (company_id, subject_id, slot) DO UPDATE
-           SET payload = excluded.payload, provider = excluded.provider, due_at = LEAST(c.due_at, excluded.due_at)
-         WHERE c.state = 'queued'
-           AND (NOT c.payload @> excluded.payload OR c.due_at > pg_catalog.clock_timestamp() + pause)
-        RETURNING 1
-    )
-    SELECT pg_catalog.count(*) INTO v_count FROM made;
-    RETURN v_count;
+           AND NOT EXISTS (SELECT FROM leasehold_internal.calls AS c
+                            WHERE c.company_id = e.company_id AND c.subject_id = e.id AND c.slot = 'op')
+    LOOP
+        CONTINUE WHEN v_new.company_id = ANY (v_stuck);
+        BEGIN
+            INSERT INTO leasehold_internal.calls
+                   (company_id, subject_id, slot, operation, provider, shard, payload, due_at)
+            VALUES (v_new.company_id, v_new.id, 'op', 'reconcile', v_new.provider,
+                    leasehold_internal.shard_of(v_new.company_id), v_new.payload,
+                    pg_catalog.clock_timestamp() + pause * pg_catalog.random())
+            ON CONFLICT DO NOTHING;
+            v_count := v_count + 1;
+        EXCEPTION WHEN lock_not_available THEN
+            v_stuck := v_stuck || v_new.company_id;
+        END;
+    END LOOP;
+    RETURN v_moved + v_count;
 END
 $$;
 COMMENT ON FUNCTION leasehold_internal.ensure_reconciles(smallint[], interval) IS
     'Sees to it that every environment whose provider can list is swept';
 
--- Applies one page of a provider's list.
+-- Applies one page of a provider's list.  NULL if somebody has the sweep locked:
+-- hand it in again a little later.
 CREATE FUNCTION leasehold_internal.complete_reconcile(
         epoch bigint, company_id uuid, subject_id uuid, outcome text, listed text, next_cursor text, message text,
         pause interval)
@@ -51,9 +82,13 @@ DECLARE
 BEGIN
     SELECT c.* INTO v_call FROM leasehold_internal.calls AS c
      WHERE c.company_id = complete_reconcile.company_id AND c.subject_id = complete_reconcile.subject_id
-       AND c.slot = 'op' AND c.operation = 'reconcile' AND c.state = 'started' AND c.worker_epoch = epoch FOR UPDATE;
+       AND c.slot = 'op' AND c.operation = 'reconcile' AND c.state = 'started' AND c.worker_epoch = epoch
+       FOR UPDATE SKIP LOCKED;
     IF NOT FOUND THEN
-        RETURN 0;
+        PERFORM FROM leasehold_internal.calls AS c
+          WHERE c.company_id = complete_reconcile.company_id AND c.subject_id = complete_reconcile.subject_id
+            AND c.slot = 'op' AND c.operation = 'reconcile' AND c.state = 'started' AND c.worker_epoch = epoch;
+        RETURN CASE WHEN FOUND THEN NULL ELSE 0 END;
     END IF;
 
     IF outcome = 'ok' THEN

@@ -404,48 +404,70 @@ SELECT leasehold_internal.publish('leasehold_internal.metrics', 'instant',
 
 -- Housekeeping: plain functions whose clock the worker is.
 
+-- The worker does each duty in a transaction of its own, so that one that cannot be
+-- done does not keep the others from being done.
 CREATE FUNCTION leasehold_internal.housekeep(
-        shards smallint[], lease_days integer, audit_days integer, reconcile_seconds integer)
-    RETURNS integer LANGUAGE plpgsql VOLATILE AS $$
+        duty text, shards smallint[], lease_days integer, audit_days integer, reconcile_seconds integer)
+    RETURNS boolean LANGUAGE plpgsql VOLATILE AS $$
 #variable_conflict use_column
 DECLARE
     v_count integer;
 BEGIN
-    IF 0 = ANY (shards) THEN
-        BEGIN
-            PERFORM leasehold_internal.make_audit_partitions();
-            PERFORM leasehold_internal.drop_audit_partitions(pg_catalog.make_interval(days => audit_days));
-        EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
-            RAISE LOG 'leasehold: partitions of the audit trail have to wait, as somebody uses it: %', SQLERRM;
-        END;
-        DELETE FROM leasehold_internal.idempotency_keys AS k
-         WHERE k.created_at < pg_catalog.now() - interval '24 hours';
-    END IF;
-    -- in small batches, and what a user has locked another time
-    WITH old AS (
-        SELECT l.company_id, l.id FROM leasehold.leases AS l
-         WHERE l.requested_at < pg_catalog.now() - pg_catalog.make_interval(days => lease_days)
-           AND l.ended_at < pg_catalog.now() - pg_catalog.make_interval(days => lease_days)
-           AND l.status IN ('released', 'expired', 'failed', 'forgotten', 'written_off')
-           AND leasehold_internal.shard_of(l.company_id) = ANY (shards)
-         LIMIT 1000 FOR UPDATE SKIP LOCKED
-    )
-    DELETE FROM leasehold.leases AS l USING old AS o WHERE l.company_id = o.company_id AND l.id = o.id;
-    GET DIAGNOSTICS v_count = ROW_COUNT;
-    PERFORM leasehold_internal.requeue_waiting(NULL, 1000);
-    -- what recover_calls() had to leave, as somebody had it locked
-    PERFORM leasehold_internal.take_over_calls(
-        ARRAY(SELECT w.epoch FROM leasehold_internal.worker_states() AS w WHERE w.pid IS NOT NULL), shards,
-        pg_catalog.current_setting('leasehold.crash_limit')::integer, true, pg_catalog.now() - interval '1 minute');
-    PERFORM leasehold_internal.rebuild_calls(shards);
-    IF reconcile_seconds > 0 THEN
-        PERFORM leasehold_internal.ensure_reconciles(shards, pg_catalog.make_interval(secs => reconcile_seconds));
-    ELSE
-        DELETE FROM leasehold_internal.calls AS c
-         WHERE c.operation = 'reconcile' AND c.state = 'queued' AND c.shard = ANY (shards);
-    END IF;
-    RETURN v_count;
+    CASE duty
+    WHEN 'partitions' THEN
+        IF 0 = ANY (shards) THEN
+            BEGIN
+                PERFORM leasehold_internal.make_audit_partitions();
+                PERFORM leasehold_internal.drop_audit_partitions(pg_catalog.make_interval(days => audit_days));
+            EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
+                RAISE LOG 'leasehold: partitions of the audit trail have to wait, as somebody uses it: %', SQLERRM;
+            END;
+        END IF;
+    -- in batches, and what a user has locked another time
+    WHEN 'idempotency_keys' THEN
+        IF 0 = ANY (shards) THEN
+            DELETE FROM leasehold_internal.idempotency_keys AS k
+             USING (SELECT x.company_id, x.function_name, x.key FROM leasehold_internal.idempotency_keys AS x
+                     WHERE x.created_at < pg_catalog.now() - interval '24 hours'
+                     LIMIT 10000 FOR UPDATE SKIP LOCKED) AS o
+             WHERE k.company_id = o.company_id AND k.function_name = o.function_name AND k.key = o.key;
+            GET DIAGNOSTICS v_count = ROW_COUNT;
+            RETURN v_count = 10000;
+        END IF;
+    WHEN 'leases' THEN
+        WITH old AS (
+            SELECT l.company_id, l.id FROM leasehold.leases AS l
+             WHERE l.requested_at < pg_catalog.now() - pg_catalog.make_interval(days => lease_days)
+               AND l.ended_at < pg_catalog.now() - pg_catalog.make_interval(days => lease_days)
+               AND l.status IN ('released', 'expired', 'failed', 'forgotten', 'written_off')
+               AND leasehold_internal.shard_of(l.company_id) = ANY (shards)
+             LIMIT 1000 FOR UPDATE SKIP LOCKED
+        )
+        DELETE FROM leasehold.leases AS l USING old AS o WHERE l.company_id = o.company_id AND l.id = o.id;
+        GET DIAGNOSTICS v_count = ROW_COUNT;
+        RETURN v_count = 1000;
+    WHEN 'places' THEN
+        PERFORM leasehold_internal.requeue_waiting(NULL, 1000);
+    WHEN 'takeover' THEN
+        -- what recover_calls() had to leave, as somebody had it locked
+        PERFORM leasehold_internal.take_over_calls(
+            ARRAY(SELECT w.epoch FROM leasehold_internal.worker_states() AS w WHERE w.pid IS NOT NULL), shards,
+            pg_catalog.current_setting('leasehold.crash_limit')::integer, true, pg_catalog.now() - interval '1 minute');
+    WHEN 'rebuild' THEN
+        PERFORM leasehold_internal.rebuild_calls(shards);
+    WHEN 'reconcile' THEN
+        IF reconcile_seconds > 0 THEN
+            PERFORM leasehold_internal.ensure_reconciles(shards, pg_catalog.make_interval(secs => reconcile_seconds));
+        ELSE
+            DELETE FROM leasehold_internal.calls AS c
+             USING (SELECT x.company_id, x.subject_id, x.slot FROM leasehold_internal.calls AS x
+                     WHERE x.operation = 'reconcile' AND x.state = 'queued' AND x.shard = ANY (shards)
+                       FOR UPDATE SKIP LOCKED) AS o
+             WHERE c.company_id = o.company_id AND c.subject_id = o.subject_id AND c.slot = o.slot;
+        END IF;
+    END CASE;
+    RETURN false;
 END
 $$;
-COMMENT ON FUNCTION leasehold_internal.housekeep(smallint[], integer, integer, integer) IS
-    'One round of housekeeping; returns how many old leases were removed, 1000 if there may be more';
+COMMENT ON FUNCTION leasehold_internal.housekeep(text, smallint[], integer, integer, integer) IS
+    'Does one duty of housekeeping; returns whether more of it is likely to be left';

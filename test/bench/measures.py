@@ -323,7 +323,7 @@ def deadlines(lab, scale):
                 WITH run AS (UPDATE leasehold_internal.runs SET heartbeat_at = clock_timestamp() - heartbeat_timeout
                               WHERE status = 'running' RETURNING company_id, id)
                 UPDATE leasehold_internal.calls AS c SET due_at = clock_timestamp() FROM run AS r
-                 WHERE c.company_id = r.company_id AND c.subject_id = r.id AND c.slot = 'timer'"""))
+                 WHERE c.company_id = r.company_id AND c.subject_id = r.id AND c.slot = 'run_timer'"""))
     count = f"{scale.leases:,}".replace(",", " ")
     return [Row(f"{count} expired leases moved to release", expired, "s").at_most(1),
             Row(f"{count} leases of as many lost runs moved to release", orphaned, "s").at_most(1)]

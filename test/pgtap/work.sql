@@ -65,7 +65,7 @@ SELECT is_empty($$
     SELECT r.company_id, r.id FROM leasehold_internal.runs AS r
      WHERE r.status = 'running'
        AND NOT EXISTS (SELECT FROM leasehold_internal.calls AS c
-                        WHERE c.company_id = r.company_id AND c.subject_id = r.id AND c.slot = 'timer'
+                        WHERE c.company_id = r.company_id AND c.subject_id = r.id AND c.slot = 'run_timer'
                           AND c.operation = 'run_deadline' AND c.state = 'queued')
 $$, 'every run whose heart beats has its deadline');
 

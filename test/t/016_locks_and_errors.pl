@@ -178,6 +178,166 @@ subtest 'a call that cannot be claimed' => sub {
 	release_all();
 };
 
+# Transactions that somebody leaves open, and another company that goes on.
+
+sub bob { my ($sql) = @_; return $node->_as('bob', $sql); }
+sub failed_batches { return $node->owner('SELECT failed_batches FROM leasehold_internal.worker_states()'); }
+
+# open_transaction(role, statement...): a session in a transaction that has done this.
+sub open_transaction
+{
+	my ($role, @statements) = @_;
+	my $session = $node->background_psql('postgres', extra_params => [ '-U', $role ]);
+	$session->query_safe($_) for 'BEGIN', @statements;
+	return $session;
+}
+
+sub roll_back { my ($session) = @_; $session->query_safe('ROLLBACK'); $session->quit; return; }
+
+# others_go_on: the other company gets leases, gives one back and lets one expire.
+sub others_go_on
+{
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	my ($kept, $short) = split /\n/, bob(q(SELECT leasehold.request_lease('dev');
+		SELECT leasehold.request_lease('dev', ttl => '1 second')));
+	$node->settles($kept, 'active', 'another company gets a lease');
+	bob("SELECT leasehold.release_lease('$kept')");
+	$node->settles($kept, 'released', 'and gives it back');
+	$node->settles($short, 'expired', 'another expires');
+	return;
+}
+
+$node->owner('CREATE ROLE bob LOGIN IN ROLE leasehold_app');
+$node->boss(q(SELECT leasehold.create_company('rival'); SELECT leasehold.grant_company('rival', 'bob', 'manager')));
+bob(q(SELECT leasehold.create_environment('dev', 'box', '{}')));
+
+subtest 'a run with the id of a lease' => sub {
+	my @leases = request_many(6, q('dev'));
+	$node->settles($_, 'active', 'active') for @leases;
+	my $failed = failed_batches();
+	my $session = open_transaction('alice', map { "SELECT leasehold.start_run(run_id => '$_')" } @leases);
+	$node->alice("SELECT leasehold.release_lease('$_')") for @leases;
+	others_go_on();
+	$node->settles($_, 'released', 'the lease ends all the same') for @leases;
+	is(failed_batches(), $failed, 'no round has failed');
+	roll_back($session);
+
+	# where both are, each has its deadline
+	my $both = $node->request(q('dev', ttl => '2 seconds'));
+	$node->alice("SELECT leasehold.start_run(run_id => '$both', heartbeat_timeout => '2 seconds')");
+	$node->settles($both, 'expired', 'the deadline of a lease comes beside that of a run');
+	$node->happens("SELECT status = 'failed' FROM leasehold_internal.runs WHERE id = '$both'", 'and the other way round');
+};
+
+subtest 'a token that is given anew' => sub {
+	my $start = q(SELECT count(leasehold.start_run(idempotency_key => 'run ' || i, heartbeat_timeout => '1 second'))
+		FROM generate_series(1, 6) AS i);
+	$node->alice($start);
+	my $session = open_transaction('alice', $start);
+	my $failed = failed_batches();
+	$node->happens(q(SELECT bool_and(heartbeat_at + heartbeat_timeout < clock_timestamp()) FROM leasehold_internal.runs
+		WHERE status = 'running'), 'the heartbeats have stopped');
+	others_go_on();
+	is($node->owner(q(SELECT count(*) FROM leasehold_internal.runs WHERE status = 'running')), 6, 'the runs wait');
+	is(failed_batches(), $failed, 'no round has failed');
+	roll_back($session);
+	$node->happens(q(SELECT count(*) = 0 FROM leasehold_internal.runs WHERE status = 'running'), 'then they are lost');
+
+	# a lease that a silent run would take with it
+	my ($run, $silent) = split /\n/, $node->alice(q(
+		SELECT (leasehold.start_run(heartbeat_timeout => '2 seconds')).started_run_id FROM generate_series(1, 2)));
+	my $lease = $node->request(qq('dev', run_id => '$run'));
+	$node->settles($lease, 'active', 'a run has a lease');
+	$session = open_transaction('alice', "SELECT leasehold.renew_lease('$lease')");
+	$node->happens("SELECT status = 'failed' FROM leasehold_internal.runs WHERE id = '$silent'", 'another run is lost');
+	others_go_on();
+	is($node->owner("SELECT status FROM leasehold_internal.runs WHERE id = '$run'"), 'running', 'the run waits for its lease');
+	is(failed_batches(), $failed, 'no round has failed');
+	roll_back($session);
+	$node->settles($lease, 'failed', 'then it takes the lease with it');
+};
+
+subtest 'a resource that somebody may come to hold' => sub {
+	$node->environment('fake', 'fake', {});
+	my @leases = map { sprintf '00000000-0000-4000-8000-%012d', $_ } 1 .. 6;
+	my $session = open_transaction('postgres', map {
+		qq(INSERT INTO leasehold_internal.provider_resources
+			SELECT 'fake', 'sandbox://fake/$_/1', company_id, '$_' FROM leasehold_internal.environments WHERE key = 'fake') } @leases);
+	my $failed = failed_batches();
+	$node->request("'fake', lease_id => '$_'") for @leases;
+	my $free = $node->request(q('fake'));
+	$node->settles($free, 'active', 'one that nobody disputes is got');
+	others_go_on();
+	is($node->lease($_), 'acquiring', 'the others wait') for @leases;
+	is(failed_batches(), $failed, 'no round has failed');
+	roll_back($session);
+	$node->settles($_, 'active', 'then they go on') for @leases;
+	release_all();
+};
+
+subtest 'housekeeping' => sub {
+	$node->owner(q(ALTER SYSTEM SET leasehold.housekeeping_interval = 1));
+	$node->owner(q(ALTER SYSTEM SET leasehold.reconcile_interval = 1));
+	$node->alice(qq(SELECT leasehold.request_lease('dev', idempotency_key => '$_'))) for 'used again', 'forgotten';
+	release_all();
+	my $lease = bob(q(SELECT leasehold.request_lease('dev', idempotency_key => 'one')));
+	$node->settles($lease, 'active', 'a lease');
+	$node->owner(q(UPDATE leasehold_internal.idempotency_keys SET created_at = now() - interval '25 hours' WHERE key <> 'one'));
+	my $session = open_transaction('alice', q(SELECT leasehold.request_lease('dev', idempotency_key => 'used again')));
+	$node->reload;
+	$node->happens(q(SELECT count(*) = 0 FROM leasehold_internal.idempotency_keys WHERE key = 'forgotten'),
+		'an old key is removed while another is used again');
+	$node->owner("DELETE FROM leasehold_internal.calls WHERE subject_id = '$lease'");
+	$node->happens("SELECT count(*) = 1 FROM leasehold_internal.calls WHERE subject_id = '$lease'", 'what is lacking is made again');
+	roll_back($session);
+
+	# a duty that cannot be done
+	$session = open_transaction('postgres', 'LOCK TABLE leasehold_internal.idempotency_keys IN ACCESS EXCLUSIVE MODE');
+	$node->owner("DELETE FROM leasehold_internal.calls WHERE subject_id = '$lease'");
+	$node->happens("SELECT count(*) = 1 FROM leasehold_internal.calls WHERE subject_id = '$lease'", 'is no reason to leave the others undone');
+	roll_back($session);
+	bob("SELECT leasehold.release_lease('$lease')");
+	$node->settles($lease, 'released', 'released');
+};
+
+subtest 'an environment that is being deleted' => sub {
+	my @gone = map { $node->environment("gone$_", 'box', {}) } 1 .. 4;
+	my $list = join ', ', map { quote($_) } @gone;
+	$node->request("'gone$_'") for 1 .. 4;
+	release_all();
+	my $swept = "FROM leasehold_internal.calls WHERE operation = 'reconcile' AND subject_id IN ($list)";
+	$node->happens("SELECT count(*) = 4 $swept", 'environments are swept');
+	$provider->faults(list => 'delay:1500');
+	$node->happens("SELECT count(*) = 4 $swept AND state = 'started'", 'sweeps are out');
+	my $failed = failed_batches();
+	my $session = open_transaction('alice', map { "SELECT leasehold.delete_environment('gone$_')" } 1 .. 4);
+	$provider->faults(list => undef);
+	eventually { $provider->counters->{in_flight} == 0 } 'their answers are here';
+	my $new = bob(q(SELECT leasehold.create_environment('new', 'box', '{}')));
+	my $lease = bob(q(SELECT leasehold.request_lease('new', ttl => '1 second')));
+	$node->happens("SELECT count(*) = 1 FROM leasehold_internal.calls WHERE subject_id = '$new'", 'another company is swept');
+	others_go_on();
+	is($node->owner("SELECT count(*) $swept"), 4, 'nobody knows of the deletion yet');
+	is(failed_batches(), $failed, 'no round has failed');
+	roll_back($session);
+	$node->happens("SELECT count(*) = 4 $swept AND state = 'queued'", 'then the answers are taken');
+
+	# of those that wait, too, and of a lease with an environment's id
+	my $last = bob(q(SELECT leasehold.create_environment('last', 'box', '{}')));
+	$session = open_transaction('bob', "SELECT leasehold.request_lease('dev', lease_id => '$last')");
+	bob(q(SELECT leasehold.request_lease('last', ttl => '1 second')));
+	my $more = $node->environment('more', 'box', {});
+	$node->request(q('more'));
+	$node->happens("SELECT count(*) = 1 FROM leasehold_internal.calls WHERE subject_id = '$more'",
+		'a lease with the id of an environment does not keep others from being swept');
+	roll_back($session);
+	$node->happens("SELECT count(*) = 1 FROM leasehold_internal.calls WHERE subject_id = '$last'", 'then that one is, too');
+	$node->owner(q(ALTER SYSTEM RESET leasehold.housekeeping_interval));
+	$node->owner(q(ALTER SYSTEM SET leasehold.reconcile_interval = 0));
+	$node->reload;
+	release_all();
+};
+
 subtest 'wakes' => sub {
 	$node->owner('ALTER SYSTEM SET leasehold.idle_check = 3600');
 	$node->reload;
