@@ -209,6 +209,30 @@ subtest 'a provider that fails for several' => sub {
 	$node->_as('carol', "SELECT leasehold.release_lease('$good')");
 	end_all();
 
+	# the call that tries again is of the company that had no failures, whoever is first in the queue
+	$node->owner(q(ALTER SYSTEM SET leasehold.breaker_cooldown = '1s'));
+	$node->reload;
+	$node->poll(q(SELECT current_setting('leasehold.breaker_cooldown') = '1s'));
+	my %often = (acquire => 'rpc_error:-32603', find => [ ('rpc_error:-32603') x 3 ]);
+	$node->environment('worse', 'box', { fault => \%often });
+	bob("SELECT leasehold.create_environment('worse', 'box', " . quote(json({ fault => \%often })) . ')');
+	$node->boss('SELECT leasehold.pause_worker()');
+	eventually { $node->worker_states eq 'paused' } 'paused';
+	push @bad, map { ($node->request(q('worse')), bob(q(SELECT leasehold.request_lease('worse')))) } 1 .. 2;
+	$node->boss('SELECT leasehold.resume_worker()');
+	eventually { provider_state('state') ne 'closed' } 'its breaker opens again';
+	$node->boss('SELECT leasehold.pause_worker()');
+	eventually { $node->worker_states eq 'paused' && $provider->counters->{in_flight} == 0 } 'paused, and nothing is out';
+	my $before = $provider->requests;
+	$good = $node->_as('carol', q(SELECT leasehold.request_lease('dev')));
+	$node->boss('SELECT leasehold.resume_worker()');
+	$node->settles($good, 'active', 'the one without failures goes on when the pause is over');
+	is(($provider->requests)[$before]{leaseId}, $good, 'it was the first to try');
+	$node->_as('carol', "SELECT leasehold.release_lease('$good')");
+	$node->owner(q(ALTER SYSTEM SET leasehold.breaker_cooldown = '600s'));
+	$node->reload;
+	end_all();
+
 	# unreachable: that is nobody's fault
 	bob_gets('box', 'two companies use it');
 	$provider->stop;
@@ -216,7 +240,6 @@ subtest 'a provider that fails for several' => sub {
 	eventually { provider_state('state') eq 'open' } 'a provider that cannot be reached is held back for all';
 	my $other = bob(q(SELECT leasehold.request_lease('dev-box')));
 	$provider->run;
-	# the call that tries is of the company without failures of its own
 	$node->boss(q(SELECT leasehold.reset_breaker('box')));
 	$node->settles($_, 'active', 'all go on') for @waiting, $other;
 	end_all();
