@@ -481,7 +481,11 @@ round_run(RoundState state, bool look_everywhere)
 		if (round.state == ROUND_SERVING || round.state == ROUND_PAUSED)
 		{
 			watermark = round.more_due ? round.last_due - 1 : round.begun_at - LOOK_BACK_US;
-			/* all that fits into a batch is of one moment: the rest of it is left to a look everywhere */
+
+			/*
+			 * all that fits into a batch is of one moment: the rest of it is
+			 * left to a look everywhere
+			 */
 			if (round.more_due && round.added == 0 && due_limit >= DUE_BATCH_MAX && watermark <= round.since)
 				watermark = round.last_due;
 			/* a full batch with nothing new: look further the next time */
