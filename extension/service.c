@@ -201,8 +201,8 @@ leasehold_provider_states(PG_FUNCTION_ARGS)
 		for (int p = 0; p < SHARED_MAX_PROVIDERS; p++)
 		{
 			SharedProvider *provider = &worker.providers[p];
-			Datum		values[9];
-			bool		nulls[9] = {false};
+			Datum		values[10];
+			bool		nulls[10] = {false};
 
 			if (provider->key[0] == '\0')
 				continue;
@@ -216,6 +216,7 @@ leasehold_provider_states(PG_FUNCTION_ARGS)
 			nulls[6] = provider->breaker == BREAKER_CLOSED;
 			put_count(&values[7], provider->succeeded);
 			put_count(&values[8], provider->failed);
+			values[9] = Int32GetDatum(provider->held_back);
 			tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 		}
 	}
@@ -241,7 +242,8 @@ leasehold_request_breaker_reset(PG_FUNCTION_ARGS)
 		{
 			SharedProvider *provider = &worker->providers[p];
 
-			if (strcmp(provider->key, key) == 0 && provider->breaker != BREAKER_CLOSED)
+			if (strcmp(provider->key, key) == 0 &&
+				(provider->breaker != BREAKER_CLOSED || provider->held_back > 0))
 				provider->reset_breaker = found = true;
 		}
 		SpinLockRelease(&worker->mutex);

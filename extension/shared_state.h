@@ -46,6 +46,7 @@ typedef struct SharedProvider
 	BreakerState breaker;
 	int			failures;		/* consecutive */
 	TimestampTz retry_at;		/* when an open breaker lets one call through */
+	int			held_back;		/* companies with a breaker of their own that is not closed */
 	uint64		succeeded;
 	uint64		failed;
 	bool		reset_breaker;	/* set by backends, cleared by the worker */

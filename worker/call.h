@@ -45,7 +45,7 @@ typedef struct Call
 {
 	dlist_node	node;			/* in the worker's list of calls that are out, or finished */
 	MemoryContext context;
-	struct QueueProvider *queue;	/* whose slot it takes */
+	struct QueueShare *queue;	/* whose place it takes */
 
 	/* what to do */
 	pg_uuid_t	company;
@@ -75,7 +75,8 @@ typedef struct Call
 	char	  **supported_methods;	/* METHOD_INITIALIZE */
 	int			supported_method_count;
 
-	bool		provider_failed;	/* counts for the circuit breaker */
+	bool		provider_failed;	/* counts for a circuit breaker */
+	bool		transport_failed;	/* it never came to the provider: counts for the provider's own */
 	void	   *transport;		/* the provider's own state while it is out */
 	TimestampTz apply_after;	/* the lease was locked: hand in again then */
 	int			times_locked;

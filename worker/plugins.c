@@ -22,16 +22,18 @@
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 
+#include "call_limits.h"
 #include "plugins.h"
 #include "queue.h"
 #include "settings.h"
+#include "worker.h"
 
 static MemoryContext plugins_context = NULL;
 static MemoryContext old_context = NULL;	/* calls that are out may point into it */
 static HTAB *plugins = NULL;
 static bool stale = true;
 static bool limits_exist = false;
-static Oid	watched[3];			/* plugins, providers, limits */
+static Oid	watched[4];			/* plugins, providers, limits, companies */
 
 static void note_change(Datum arg, Oid relid);
 static void watch_tables(void);
@@ -48,8 +50,10 @@ plugins_init(void)
 static void
 note_change(Datum arg, Oid relid)
 {
-	if (relid == InvalidOid || relid == watched[0] || relid == watched[1] || relid == watched[2])
+	if (relid == InvalidOid)
 		stale = true;
+	for (int i = 0; i < (int) lengthof(watched); i++)
+		stale |= relid == watched[i];
 }
 
 void
@@ -85,6 +89,7 @@ watch_tables(void)
 	watched[0] = get_relname_relid("plugins", schema);
 	watched[1] = get_relname_relid("providers", schema);
 	watched[2] = get_relname_relid("limits", schema);
+	watched[3] = get_relname_relid("companies", schema);
 }
 
 static void
@@ -145,30 +150,31 @@ read_networks(Plugin *plugin, char *text)
 	}
 }
 
-/*
- * The limits concurrent_calls of providers; those of companies and environments
- * are not about the provider's capacity and are left to active_leases.
- */
+/* What call_limits.c goes by, and whether there are limits of leases. */
 static void
 read_limits(void)
 {
-	queue_reset_limits(setting_provider_concurrency);
 	if (SPI_execute("SELECT FROM leasehold.limits AS l WHERE l.name IN ('active_leases', 'lease_starts_per_minute')",
 					true, 1) != SPI_OK_SELECT)
 		elog(ERROR, "could not read the limits");
 	limits_exist = SPI_processed > 0;
-	if (SPI_execute("SELECT l.provider, l.value FROM leasehold.limits AS l"
-					" WHERE l.name = 'concurrent_calls' AND l.provider <> ''"
-					" AND l.company_id = leasehold_internal.no_company()", true, 0) != SPI_OK_SELECT)
+	if (SPI_execute("SELECT FROM leasehold.companies AS c WHERE c.status = 'active'", true, 2) != SPI_OK_SELECT)
+		elog(ERROR, "could not count the companies");
+	call_limits_reset(worker.capacity, SPI_processed > 1);
+	if (SPI_execute("SELECT l.company_id, l.provider, l.value FROM leasehold.limits AS l"
+					" WHERE l.name = 'concurrent_calls' AND l.environment_id = leasehold_internal.no_company()",
+					true, 0) != SPI_OK_SELECT)
 		elog(ERROR, "could not read the limits");
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
+		HeapTuple	row = SPI_tuptable->vals[i];
+		TupleDesc	desc = SPI_tuptable->tupdesc;
 		bool		isnull;
-		int64		value = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 2, &isnull));
 
-		queue_set_limit(SPI_getvalue(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1),
-						(int) Min(value, INT_MAX));
+		call_limits_set(DatumGetUUIDP(SPI_getbinval(row, desc, 1, &isnull)), SPI_getvalue(row, desc, 2),
+						DatumGetInt64(SPI_getbinval(row, desc, 3, &isnull)));
 	}
+	queue_limits_changed();
 }
 
 bool

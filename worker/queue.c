@@ -1,78 +1,160 @@
 /*
  * queue.c
- *		Due calls in memory: fair turns, limits per provider, circuit breakers.
+ *		Due calls in memory: fair turns, room, and who is held back.
  *
  * The dispatch table is read in the order of due times; whose turn it is, is
  * decided here, so that neither a provider nor a company with a long queue
  * keeps others waiting, and a dead provider's calls cost nothing while they
- * cannot be made.  Memory is bounded: what does not fit stays in the table.
+ * cannot be made.
  *
- * Breaker: closed -> open after leasehold.breaker_threshold consecutive
- * failures; open -> half open when its pause is over: one call is let through;
- * half open -> closed if that ends well, -> open with twice the pause if not.
+ * Memory is bounded: what does not fit stays in the table.  Where there is no
+ * room, a company that has less than its even part of it displaces the newest
+ * call of the company that has most.
+ *
+ * Failures: a provider that cannot be reached, or that fails for several
+ * companies in a row, is held back by its breaker; a company that fails alone,
+ * which may be due to what it asks for, only by a breaker of its own with that
+ * provider.  Its failures count for the provider until then.
  */
 #include "postgres.h"
 #include "compat.h"
 
-#include "common/pg_prng.h"
+#include "lib/ilist.h"
+#include "utils/builtins.h"
 #include "utils/hsearch.h"
 #include "utils/memutils.h"
 
+#include "breaker.h"
+#include "call_limits.h"
 #include "queue.h"
-#include "settings.h"
 
 #define QUEUE_MAX			50000
 #define QUEUE_MAX_PROVIDER	20000
-#define COOLDOWN_MAX_MS		300000
+#define RECENT_MS			600000	/* how long a share is remembered that is not used */
+
+/* One provider (or plugin). */
+typedef struct QueueProvider
+{
+	char		key[SHARED_KEY_SIZE];	/* hash key */
+	dlist_node	node;			/* in the ring of providers that have due calls */
+	bool		in_ring;
+	dlist_head	waiting;		/* ring of shares with due calls */
+	int			waiting_count;
+	dlist_head	shares;			/* all, by latest use */
+	int			share_count;
+	int			held_back;		/* shares whose own breaker is not closed */
+	int			queued;
+	int			in_flight;
+	int			limit;			/* of in_flight */
+
+	Breaker		breaker;
+	bool		unreachable;	/* its failures are such */
+	bool		several;		/* they are of several companies */
+	pg_uuid_t	first_failing;
+	uint64		succeeded;
+	uint64		failed;
+	SharedProvider *shared;		/* where this is reported, or NULL */
+} QueueProvider;
 
 typedef struct QueueCompany
 {
-	dlist_node	node;
-	pg_uuid_t	id;
-	dlist_head	items;
+	pg_uuid_t	id;				/* hash key */
+	int			share_count;
+	int			in_flight;
+	int			limit;			/* of in_flight */
 } QueueCompany;
+
+typedef struct ShareKey
+{
+	QueueProvider *provider;
+	pg_uuid_t	company;
+} ShareKey;
+
+struct QueueShare
+{
+	ShareKey	key;			/* hash key */
+	QueueCompany *company;
+	dlist_node	node;			/* in the provider's ring */
+	dlist_node	use_node;		/* in its list by latest use */
+	TimestampTz used_at;
+	dlist_head	items;			/* due calls */
+	int			queued;
+	int			in_flight;
+	int			limit;			/* of in_flight */
+	TimestampTz overflow_since; /* due calls from here on were left in the table; 0: none */
+	Breaker		breaker;
+	bool		held_back;		/* counted in the provider's held_back */
+};
 
 typedef struct QueueItem
 {
 	QueueKey	key;			/* hash key */
 	dlist_node	node;
-	QueueProvider *provider;
+	QueueShare *share;
 	TimestampTz due_at;
 	bool		taken;
+	bool		tries_provider; /* it is the one that a breaker let through */
+	bool		tries_share;
 } QueueItem;
 
 static MemoryContext queue_context;
 static HTAB *providers;			/* QueueProvider by key */
+static HTAB *companies;			/* QueueCompany by id */
+static HTAB *shares;			/* QueueShare by ShareKey */
 static HTAB *items;				/* QueueItem by QueueKey: queued and in flight */
 static dlist_head ring = DLIST_STATIC_INIT(ring);
 static int	total_queued = 0;
-static int	default_limit = 1000;
+static int	total_waiting = 0;	/* shares with due calls */
+static int	total_in_flight = 0;
+static int	overflowing = 0;	/* shares with overflow_since */
 
-static bool may_call(QueueProvider *provider, TimestampTz now);
-static QueueItem *take_from(QueueProvider *provider);
-static QueueCompany *company_of(QueueProvider *provider, const pg_uuid_t *id);
-static void open_breaker(QueueProvider *provider, TimestampTz now);
+static HTAB *make_table(const char *name, Size key_size, Size entry_size, int flags);
+static QueueProvider *provider_of(const char *key);
+static QueueShare *share_of(QueueProvider *provider, const pg_uuid_t *company);
+static void note_use(QueueShare *share, TimestampTz now);
+static void forget_unused(QueueProvider *provider, TimestampTz now);
+static bool make_room(QueueShare *share);
+static int	even_part(const QueueShare *share);
+static QueueShare *longest_of(QueueProvider *provider, QueueShare *longest);
+static void leave_in_table(QueueShare *share, TimestampTz due_at);
+static QueueItem *remove_item(QueueShare *share, dlist_node *node);
+static bool provider_may(const QueueProvider *provider, TimestampTz now);
+static bool has_place(const QueueShare *share);
+static QueueShare *choose_share(QueueProvider *provider, TimestampTz now);
+static QueueItem *take_from(QueueShare *share, TimestampTz now);
+static void count_held_back(QueueShare *share);
+static void blame_provider(QueueItem *item, bool unreachable, TimestampTz now);
+static void forgive_provider(QueueProvider *provider);
+static const Breaker *reported_breaker(QueueProvider *provider);
+static void reset_breakers(QueueProvider *provider);
 
 void
 queue_init(void)
 {
-	HASHCTL		ctl;
-
 	queue_context = AllocSetContextCreate(TopMemoryContext, "leasehold queue", ALLOCSET_DEFAULT_SIZES);
-	memset(&ctl, 0, sizeof(ctl));
-	ctl.keysize = SHARED_KEY_SIZE;
-	ctl.entrysize = sizeof(QueueProvider);
-	ctl.hcxt = queue_context;
-	providers = hash_create("leasehold providers", 64, &ctl, HASH_ELEM | HASH_STRINGS | HASH_CONTEXT);
-	memset(&ctl, 0, sizeof(ctl));
-	ctl.keysize = sizeof(QueueKey);
-	ctl.entrysize = sizeof(QueueItem);
-	ctl.hcxt = queue_context;
-	items = hash_create("leasehold due calls", 1024, &ctl, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	providers = make_table("leasehold providers", SHARED_KEY_SIZE, sizeof(QueueProvider), HASH_STRINGS);
+	companies = make_table("leasehold companies", sizeof(pg_uuid_t), sizeof(QueueCompany), HASH_BLOBS);
+	shares = make_table("leasehold shares", sizeof(ShareKey), sizeof(QueueShare), HASH_BLOBS);
+	items = make_table("leasehold due calls", sizeof(QueueKey), sizeof(QueueItem), HASH_BLOBS);
 }
 
-QueueProvider *
-queue_provider(const char *key)
+static HTAB *
+make_table(const char *name, Size key_size, Size entry_size, int flags)
+{
+	HASHCTL		ctl;
+
+	memset(&ctl, 0, sizeof(ctl));
+	ctl.keysize = key_size;
+	ctl.entrysize = entry_size;
+	ctl.hcxt = queue_context;
+	return hash_create(name, 256, &ctl, flags | HASH_ELEM | HASH_CONTEXT);
+}
+
+/* Providers, companies, and shares */
+
+/* Made if it is new. */
+static QueueProvider *
+provider_of(const char *key)
 {
 	char		name[SHARED_KEY_SIZE];
 	QueueProvider *provider;
@@ -83,37 +165,125 @@ queue_provider(const char *key)
 	if (!found)
 	{
 		memset((char *) provider + SHARED_KEY_SIZE, 0, sizeof(QueueProvider) - SHARED_KEY_SIZE);
-		dlist_init(&provider->companies);
-		provider->limit = default_limit;
-		provider->breaker = BREAKER_CLOSED;
+		dlist_init(&provider->waiting);
+		dlist_init(&provider->shares);
+		provider->limit = call_limit_of_provider(provider->key);
+		breaker_close(&provider->breaker);
 	}
 	return provider;
 }
+
+/* Made if it is new. */
+static QueueShare *
+share_of(QueueProvider *provider, const pg_uuid_t *company)
+{
+	ShareKey	key = {provider, *company};
+	QueueShare *share;
+	bool		found;
+
+	share = hash_search(shares, &key, HASH_ENTER, &found);
+	if (found)
+		return share;
+	memset((char *) share + sizeof(ShareKey), 0, sizeof(QueueShare) - sizeof(ShareKey));
+	dlist_init(&share->items);
+	share->limit = call_limit_of_share(provider->key, company);
+	breaker_close(&share->breaker);
+	dlist_push_tail(&provider->shares, &share->use_node);
+	provider->share_count++;
+
+	share->company = hash_search(companies, company, HASH_ENTER, &found);
+	if (!found)
+	{
+		share->company->share_count = share->company->in_flight = 0;
+		share->company->limit = call_limit_of_company(company);
+	}
+	share->company->share_count++;
+	return share;
+}
+
+static void
+note_use(QueueShare *share, TimestampTz now)
+{
+	share->used_at = now;
+	dlist_delete(&share->use_node);
+	dlist_push_tail(&share->key.provider->shares, &share->use_node);
+}
+
+static void
+forget_unused(QueueProvider *provider, TimestampTz now)
+{
+	while (!dlist_is_empty(&provider->shares))
+	{
+		QueueShare *share = dlist_head_element(QueueShare, use_node, &provider->shares);
+
+		if (now < TimestampTzPlusMilliseconds(share->used_at, RECENT_MS))
+			break;
+		if (share->queued > 0 || share->in_flight > 0 || share->overflow_since != 0 ||
+			!breaker_lets_through(&share->breaker, now))
+		{
+			note_use(share, now);
+			continue;
+		}
+		breaker_close(&share->breaker);
+		count_held_back(share);
+		dlist_delete(&share->use_node);
+		provider->share_count--;
+		if (--share->company->share_count == 0)
+			hash_search(companies, &share->company->id, HASH_REMOVE, NULL);
+		hash_search(shares, &share->key, HASH_REMOVE, NULL);
+	}
+}
+
+void
+queue_limits_changed(void)
+{
+	HASH_SEQ_STATUS seq;
+	QueueProvider *provider;
+	QueueCompany *company;
+	QueueShare *share;
+
+	hash_seq_init(&seq, providers);
+	while ((provider = hash_seq_search(&seq)) != NULL)
+		provider->limit = call_limit_of_provider(provider->key);
+	hash_seq_init(&seq, companies);
+	while ((company = hash_seq_search(&seq)) != NULL)
+		company->limit = call_limit_of_company(&company->id);
+	hash_seq_init(&seq, shares);
+	while ((share = hash_seq_search(&seq)) != NULL)
+		share->limit = call_limit_of_share(share->key.provider->key, &share->key.company);
+}
+
+/* Due calls */
 
 bool
 queue_add(const QueueKey *key, const char *provider_key, TimestampTz due_at, TimestampTz now)
 {
 	QueueProvider *provider;
-	QueueCompany *company;
+	QueueShare *share;
 	QueueItem  *item;
-	bool		found;
 
 	if (hash_search(items, key, HASH_FIND, NULL) != NULL)
 		return false;
-	provider = queue_provider(provider_key);
-	if (provider->queued >= QUEUE_MAX_PROVIDER)
+	provider = provider_of(provider_key);
+	share = share_of(provider, &key->company);
+	note_use(share, now);
+	if (!make_room(share))
 	{
-		if (provider->overflow_since == 0 || due_at < provider->overflow_since)
-			provider->overflow_since = due_at;
+		leave_in_table(share, due_at);
 		return false;
 	}
 
-	item = hash_search(items, key, HASH_ENTER, &found);
-	item->provider = provider;
+	item = hash_search(items, key, HASH_ENTER, NULL);
+	item->share = share;
 	item->due_at = due_at;
-	item->taken = false;
-	company = company_of(provider, &key->company);
-	dlist_push_tail(&company->items, &item->node);
+	item->taken = item->tries_provider = item->tries_share = false;
+	dlist_push_tail(&share->items, &item->node);
+	if (share->queued++ == 0)
+	{
+		dlist_push_tail(&provider->waiting, &share->node);
+		provider->waiting_count++;
+		total_waiting++;
+	}
 	provider->queued++;
 	total_queued++;
 	if (!provider->in_ring)
@@ -124,8 +294,139 @@ queue_add(const QueueKey *key, const char *provider_key, TimestampTz due_at, Tim
 	return true;
 }
 
+/* Whether there is room for one more of this share, if need be at another's expense. */
+static bool
+make_room(QueueShare *share)
+{
+	QueueProvider *provider = share->key.provider;
+	QueueShare *longest = NULL;
+	QueueItem  *newest;
+
+	if (provider->queued < QUEUE_MAX_PROVIDER && total_queued < QUEUE_MAX)
+		return true;
+	if (share->queued >= even_part(share))
+		return false;
+	if (provider->queued >= QUEUE_MAX_PROVIDER)
+		longest = longest_of(provider, NULL);
+	else
+	{
+		dlist_iter	iter;
+
+		dlist_foreach(iter, &ring)
+			longest = longest_of(dlist_container(QueueProvider, node, iter.cur), longest);
+	}
+	if (longest == NULL || longest->queued <= share->queued + 1)
+		return false;
+	newest = remove_item(longest, dlist_tail_node(&longest->items));
+	leave_in_table(longest, newest->due_at);
+	hash_search(items, &newest->key, HASH_REMOVE, NULL);
+	return true;
+}
+
+/* What each would have if all who wait had the same. */
+static int
+even_part(const QueueShare *share)
+{
+	int			more = share->queued == 0 ? 1 : 0;
+
+	return Max(Min(QUEUE_MAX_PROVIDER / (share->key.provider->waiting_count + more),
+				   QUEUE_MAX / (total_waiting + more)), 1);
+}
+
+static QueueShare *
+longest_of(QueueProvider *provider, QueueShare *longest)
+{
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &provider->waiting)
+	{
+		QueueShare *share = dlist_container(QueueShare, node, iter.cur);
+
+		if (longest == NULL || share->queued > longest->queued)
+			longest = share;
+	}
+	return longest;
+}
+
+static void
+leave_in_table(QueueShare *share, TimestampTz due_at)
+{
+	if (share->overflow_since == 0)
+		overflowing++;
+	if (share->overflow_since == 0 || due_at < share->overflow_since)
+		share->overflow_since = due_at;
+}
+
+TimestampTz
+queue_overflow(void)
+{
+	HASH_SEQ_STATUS seq;
+	QueueShare *share;
+	TimestampTz earliest = 0;
+
+	if (overflowing == 0)
+		return 0;
+	hash_seq_init(&seq, shares);
+	while ((share = hash_seq_search(&seq)) != NULL)
+	{
+		if (share->overflow_since == 0 || share->queued > even_part(share) / 2)
+			continue;
+		if (earliest == 0 || share->overflow_since < earliest)
+			earliest = share->overflow_since;
+		share->overflow_since = 0;
+		overflowing--;
+	}
+	return earliest;
+}
+
+/* Takes a due call off its share's list; it stays known. */
+static QueueItem *
+remove_item(QueueShare *share, dlist_node *node)
+{
+	QueueProvider *provider = share->key.provider;
+
+	dlist_delete(node);
+	if (--share->queued == 0)
+	{
+		dlist_delete(&share->node);
+		provider->waiting_count--;
+		total_waiting--;
+	}
+	total_queued--;
+	if (--provider->queued == 0)
+	{
+		dlist_delete(&provider->node);
+		provider->in_ring = false;
+	}
+	return dlist_container(QueueItem, node, node);
+}
+
+void
+queue_clear(void)
+{
+	HASH_SEQ_STATUS seq;
+	QueueShare *share;
+
+	hash_seq_init(&seq, shares);
+	while ((share = hash_seq_search(&seq)) != NULL)
+	{
+		while (share->queued > 0)
+			hash_search(items, &remove_item(share, dlist_head_node(&share->items))->key, HASH_REMOVE, NULL);
+		share->overflow_since = 0;
+	}
+	overflowing = 0;
+}
+
 int
-queue_take(QueueKey *keys, QueueProvider **takers, TimestampTz *due_at, int count, TimestampTz now)
+queue_length(void)
+{
+	return total_queued;
+}
+
+/* Turns */
+
+int
+queue_take(QueueKey *keys, QueueShare **takers, TimestampTz *due_at, int count, TimestampTz now)
 {
 	int			taken = 0;
 	bool		progress = true;
@@ -138,13 +439,14 @@ queue_take(QueueKey *keys, QueueProvider **takers, TimestampTz *due_at, int coun
 		dlist_foreach_modify(iter, &ring)
 		{
 			QueueProvider *provider = dlist_container(QueueProvider, node, iter.cur);
+			QueueShare *share = provider_may(provider, now) ? choose_share(provider, now) : NULL;
 			QueueItem  *item;
 
-			if (!may_call(provider, now))
+			if (share == NULL)
 				continue;
-			item = take_from(provider);
+			item = take_from(share, now);
 			keys[taken] = item->key;
-			takers[taken] = provider;
+			takers[taken] = share;
 			due_at[taken] = item->due_at;
 			progress = true;
 			if (++taken == count)
@@ -158,205 +460,251 @@ queue_take(QueueKey *keys, QueueProvider **takers, TimestampTz *due_at, int coun
 	return taken;
 }
 
-static bool
-may_call(QueueProvider *provider, TimestampTz now)
-{
-	if (provider->in_flight >= provider->limit)
-		return false;
-	switch (provider->breaker)
-	{
-		case BREAKER_CLOSED:
-			return true;
-		case BREAKER_OPEN:
-			return now >= provider->retry_at;
-		case BREAKER_HALF_OPEN:
-			return false;		/* its one call is out */
-	}
-	return false;
-}
-
-static QueueItem *
-take_from(QueueProvider *provider)
-{
-	QueueCompany *company = dlist_container(QueueCompany, node, dlist_pop_head_node(&provider->companies));
-	QueueItem  *item = dlist_container(QueueItem, node, dlist_pop_head_node(&company->items));
-
-	if (dlist_is_empty(&company->items))
-		pfree(company);
-	else
-		dlist_push_tail(&provider->companies, &company->node);
-
-	item->taken = true;
-	provider->queued--;
-	total_queued--;
-	provider->in_flight++;
-	if (provider->queued == 0)
-	{
-		dlist_delete(&provider->node);
-		provider->in_ring = false;
-	}
-	if (provider->breaker == BREAKER_OPEN)
-		provider->breaker = BREAKER_HALF_OPEN;
-	return item;
-}
-
-static QueueCompany *
-company_of(QueueProvider *provider, const pg_uuid_t *id)
-{
-	dlist_iter	iter;
-	QueueCompany *company;
-	int			looked = 0;
-
-	/*
-	 * The latest is the likeliest.  With very many companies waiting a second
-	 * entry for one of them is harmless.
-	 */
-	dlist_reverse_foreach(iter, &provider->companies)
-	{
-		company = dlist_container(QueueCompany, node, iter.cur);
-		if (memcmp(&company->id, id, UUID_LEN) == 0)
-			return company;
-		if (++looked >= 64)
-			break;
-	}
-	company = MemoryContextAlloc(queue_context, sizeof(QueueCompany));
-	company->id = *id;
-	dlist_init(&company->items);
-	dlist_push_tail(&provider->companies, &company->node);
-	return company;
-}
-
-void
-queue_forget(const QueueKey *key, QueueProvider *provider)
-{
-	bool		found;
-
-	hash_search(items, key, HASH_REMOVE, &found);
-	if (!found)
-		return;
-	provider->in_flight--;
-	/* the one call that was let through came to nothing: the next may try */
-	if (provider->breaker == BREAKER_HALF_OPEN && provider->in_flight == 0)
-		provider->breaker = BREAKER_OPEN;
-}
-
-QueueProvider *
-queue_taker_of(const QueueKey *key)
-{
-	QueueItem  *item = hash_search(items, key, HASH_FIND, NULL);
-
-	return item != NULL && item->taken ? item->provider : NULL;
-}
-
-void
-queue_clear(void)
-{
-	HASH_SEQ_STATUS seq;
-	QueueProvider *provider;
-	QueueItem  *item;
-
-	hash_seq_init(&seq, providers);
-	while ((provider = hash_seq_search(&seq)) != NULL)
-	{
-		while (!dlist_is_empty(&provider->companies))
-			pfree(dlist_container(QueueCompany, node, dlist_pop_head_node(&provider->companies)));
-		if (provider->in_ring)
-			dlist_delete(&provider->node);
-		provider->in_ring = false;
-		provider->queued = 0;
-		provider->overflow_since = 0;
-	}
-	hash_seq_init(&seq, items);
-	while ((item = hash_seq_search(&seq)) != NULL)
-	{
-		if (!item->taken)
-			hash_search(items, &item->key, HASH_REMOVE, NULL);
-	}
-	total_queued = 0;
-}
-
-int
-queue_length(void)
-{
-	return total_queued;
-}
-
-bool
-queue_is_full(void)
-{
-	return total_queued >= QUEUE_MAX;
-}
-
 bool
 queue_has_turn(TimestampTz now, TimestampTz *next)
 {
 	dlist_iter	iter;
 
 	*next = 0;
+	if (total_in_flight >= call_limit_of_all())
+		return false;
 	dlist_foreach(iter, &ring)
 	{
 		QueueProvider *provider = dlist_container(QueueProvider, node, iter.cur);
+		dlist_iter	share_iter;
 
-		if (may_call(provider, now))
-			return true;
-		if (provider->breaker == BREAKER_OPEN && provider->in_flight < provider->limit &&
-			(*next == 0 || provider->retry_at < *next))
-			*next = provider->retry_at;
+		if (provider->in_flight >= provider->limit)
+			continue;
+		dlist_foreach(share_iter, &provider->waiting)
+		{
+			QueueShare *share = dlist_container(QueueShare, node, share_iter.cur);
+			TimestampTz at = now;
+
+			if (!has_place(share))
+				continue;
+			if (!breaker_lets_through(&provider->breaker, now))
+				at = provider->breaker.retry_at;
+			if (!breaker_lets_through(&share->breaker, now))
+				at = Max(at, share->breaker.retry_at);
+			if (at <= now)
+				return true;
+			if (*next == 0 || at < *next)
+				*next = at;
+		}
 	}
 	return false;
 }
 
-TimestampTz
-queue_overflow(void)
+static bool
+provider_may(const QueueProvider *provider, TimestampTz now)
 {
-	HASH_SEQ_STATUS seq;
-	QueueProvider *provider;
-	TimestampTz earliest = 0;
+	return total_in_flight < call_limit_of_all() && provider->in_flight < provider->limit &&
+		breaker_lets_through(&provider->breaker, now);
+}
 
-	hash_seq_init(&seq, providers);
-	while ((provider = hash_seq_search(&seq)) != NULL)
+static bool
+has_place(const QueueShare *share)
+{
+	return share->in_flight < share->limit && share->company->in_flight < share->company->limit;
+}
+
+/*
+ * The next that may; the one call that tries a provider again is rather of a
+ * company that had no failures, which says more.
+ */
+static QueueShare *
+choose_share(QueueProvider *provider, TimestampTz now)
+{
+	QueueShare *second = NULL;
+
+	for (int i = provider->waiting_count; i > 0; i--)
 	{
-		if (provider->overflow_since != 0 && provider->queued < QUEUE_MAX_PROVIDER / 2)
-		{
-			if (earliest == 0 || provider->overflow_since < earliest)
-				earliest = provider->overflow_since;
-			provider->overflow_since = 0;
-		}
+		dlist_node *node = dlist_pop_head_node(&provider->waiting);
+		QueueShare *share = dlist_container(QueueShare, node, node);
+
+		dlist_push_tail(&provider->waiting, node);
+		if (!has_place(share) || !breaker_lets_through(&share->breaker, now))
+			continue;
+		if (provider->breaker.state == BREAKER_CLOSED || share->breaker.failures == 0)
+			return share;
+		if (second == NULL)
+			second = share;
 	}
-	return earliest;
+	return second;
+}
+
+static QueueItem *
+take_from(QueueShare *share, TimestampTz now)
+{
+	QueueProvider *provider = share->key.provider;
+	QueueItem  *item = remove_item(share, dlist_head_node(&share->items));
+
+	item->taken = true;
+	item->tries_provider = breaker_try(&provider->breaker, now);
+	item->tries_share = breaker_try(&share->breaker, now);
+	note_use(share, now);
+	share->in_flight++;
+	share->company->in_flight++;
+	provider->in_flight++;
+	total_in_flight++;
+	return item;
 }
 
 void
-queue_report(QueueProvider *provider, bool failed, TimestampTz now)
+queue_forget(const QueueKey *key)
 {
+	QueueItem  *item = hash_search(items, key, HASH_FIND, NULL);
+	QueueShare *share;
+	TimestampTz now;
+
+	if (item == NULL || !item->taken)
+		return;
+	share = item->share;
+	share->in_flight--;
+	share->company->in_flight--;
+	share->key.provider->in_flight--;
+	total_in_flight--;
+	now = GetCurrentTimestamp();
+	if (item->tries_provider)
+		breaker_not_tried(&share->key.provider->breaker, now);
+	if (item->tries_share)
+		breaker_not_tried(&share->breaker, now);
+	hash_search(items, key, HASH_REMOVE, NULL);
+}
+
+QueueShare *
+queue_taker_of(const QueueKey *key)
+{
+	QueueItem  *item = hash_search(items, key, HASH_FIND, NULL);
+
+	return item != NULL && item->taken ? item->share : NULL;
+}
+
+/* Failures */
+
+void
+queue_report(const QueueKey *key, bool failed, bool unreachable, TimestampTz now)
+{
+	QueueItem  *item = hash_search(items, key, HASH_FIND, NULL);
+	QueueShare *share;
+	QueueProvider *provider;
+
+	if (item == NULL || !item->taken)
+		return;
+	share = item->share;
+	provider = share->key.provider;
 	if (!failed)
 	{
 		provider->succeeded++;
-		provider->failures = 0;
-		provider->cooldown_ms = 0;
-		provider->breaker = BREAKER_CLOSED;
+		forgive_provider(provider);
+		breaker_close(&share->breaker);
+		count_held_back(share);
 		return;
 	}
+
 	provider->failed++;
-	provider->failures++;
-	if (provider->breaker == BREAKER_HALF_OPEN ||
-		(provider->breaker == BREAKER_CLOSED && provider->failures >= setting_breaker_threshold))
-		open_breaker(provider, now);
+	if (unreachable)
+	{
+		blame_provider(item, true, now);
+		return;
+	}
+	/* so it can be reached */
+	if (item->tries_provider && provider->breaker.state != BREAKER_CLOSED && provider->unreachable)
+		forgive_provider(provider);
+	/* that a company fails which is held back tells nothing new */
+	if (share->breaker.state == BREAKER_CLOSED || item->tries_provider)
+		blame_provider(item, false, now);
+	if (breaker_failed(&share->breaker, item->tries_share, true, now))
+	{
+		ereport(LOG,
+				(errmsg("leasehold: provider \"%s\" failed %d times in a row for one company, whose calls to it are held back",
+						provider->key, share->breaker.failures),
+				 errdetail("The company is %s.",
+						   DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(&share->key.company))))));
+		if (provider->breaker.state == BREAKER_CLOSED && !provider->unreachable)
+			forgive_provider(provider);
+	}
+	count_held_back(share);
+}
+
+/* Counts a failure for the provider's own breaker. */
+static void
+blame_provider(QueueItem *item, bool unreachable, TimestampTz now)
+{
+	QueueProvider *provider = item->share->key.provider;
+	const pg_uuid_t *company = &item->share->key.company;
+
+	/* failures of another kind begin anew; while open, it is for the first */
+	if (provider->breaker.state == BREAKER_CLOSED && provider->unreachable != unreachable)
+	{
+		forgive_provider(provider);
+		provider->unreachable = unreachable;
+	}
+	if (provider->breaker.failures == 0)
+		provider->first_failing = *company;
+	else if (memcmp(&provider->first_failing, company, UUID_LEN) != 0)
+		provider->several = true;
+	if (breaker_failed(&provider->breaker, item->tries_provider, unreachable || provider->several, now))
+		ereport(LOG,
+				(errmsg("leasehold: provider \"%s\" failed %d times in a row, its calls are held back",
+						provider->key, provider->breaker.failures)));
 }
 
 static void
-open_breaker(QueueProvider *provider, TimestampTz now)
+forgive_provider(QueueProvider *provider)
 {
-	double		jitter = 0.75 + pg_prng_double(&pg_global_prng_state) / 2;
+	breaker_close(&provider->breaker);
+	provider->several = false;
+}
 
-	provider->cooldown_ms = Min(Max(provider->cooldown_ms * 2, setting_breaker_cooldown),
-								Max(COOLDOWN_MAX_MS, setting_breaker_cooldown));
-	provider->retry_at = TimestampTzPlusMilliseconds(now, (int64) (provider->cooldown_ms * jitter));
-	if (provider->breaker == BREAKER_CLOSED)
-		ereport(LOG,
-				(errmsg("leasehold: provider \"%s\" failed %d times in a row, its calls are held back",
-						provider->key, provider->failures)));
-	provider->breaker = BREAKER_OPEN;
+static void
+count_held_back(QueueShare *share)
+{
+	bool		held_back = share->breaker.state != BREAKER_CLOSED;
+
+	if (held_back != share->held_back)
+		share->key.provider->held_back += held_back ? 1 : -1;
+	share->held_back = held_back;
+}
+
+/* Reports */
+
+/*
+ * The provider's own breaker; but if every company that used it of late is held
+ * back, then that of the one whose turn comes first.
+ */
+static const Breaker *
+reported_breaker(QueueProvider *provider)
+{
+	const Breaker *first = NULL;
+	dlist_iter	iter;
+
+	if (provider->breaker.state != BREAKER_CLOSED || provider->held_back == 0 ||
+		provider->held_back < provider->share_count)
+		return &provider->breaker;
+	dlist_foreach(iter, &provider->shares)
+	{
+		const Breaker *breaker = &dlist_container(QueueShare, use_node, iter.cur)->breaker;
+
+		if (first == NULL || breaker->retry_at < first->retry_at)
+			first = breaker;
+	}
+	return first;
+}
+
+static void
+reset_breakers(QueueProvider *provider)
+{
+	dlist_iter	iter;
+
+	forgive_provider(provider);
+	dlist_foreach(iter, &provider->shares)
+	{
+		QueueShare *share = dlist_container(QueueShare, use_node, iter.cur);
+
+		breaker_close(&share->breaker);
+		count_held_back(share);
+	}
 }
 
 void
@@ -364,12 +712,16 @@ queue_publish(SharedWorker *shared)
 {
 	HASH_SEQ_STATUS seq;
 	QueueProvider *provider;
+	TimestampTz now = GetCurrentTimestamp();
 
 	hash_seq_init(&seq, providers);
 	while ((provider = hash_seq_search(&seq)) != NULL)
 	{
 		SharedProvider *slot = provider->shared;
+		const Breaker *breaker;
+		bool		reset;
 
+		forget_unused(provider, now);
 		if (slot == NULL)
 		{
 			for (int i = 0; i < SHARED_MAX_PROVIDERS && slot == NULL; i++)
@@ -382,39 +734,23 @@ queue_publish(SharedWorker *shared)
 			provider->shared = slot;
 		}
 		SpinLockAcquire(&shared->mutex);
-		if (slot->reset_breaker)
-		{
-			slot->reset_breaker = false;
-			provider->breaker = BREAKER_CLOSED;
-			provider->failures = 0;
-			provider->cooldown_ms = 0;
-		}
+		reset = slot->reset_breaker;
+		slot->reset_breaker = false;
+		SpinLockRelease(&shared->mutex);
+		if (reset)
+			reset_breakers(provider);
+		breaker = reported_breaker(provider);
+
+		SpinLockAcquire(&shared->mutex);
 		strlcpy(slot->key, provider->key, sizeof(slot->key));
 		slot->in_flight = provider->in_flight;
 		slot->queued = provider->queued;
-		slot->breaker = provider->breaker;
-		slot->failures = provider->failures;
-		slot->retry_at = provider->retry_at;
+		slot->breaker = breaker->state;
+		slot->failures = breaker->failures;
+		slot->retry_at = breaker->retry_at;
+		slot->held_back = provider->held_back;
 		slot->succeeded = provider->succeeded;
 		slot->failed = provider->failed;
 		SpinLockRelease(&shared->mutex);
 	}
-}
-
-void
-queue_set_limit(const char *key, int limit)
-{
-	queue_provider(key)->limit = Min(limit, default_limit);
-}
-
-void
-queue_reset_limits(int limit)
-{
-	HASH_SEQ_STATUS seq;
-	QueueProvider *provider;
-
-	default_limit = limit;
-	hash_seq_init(&seq, providers);
-	while ((provider = hash_seq_search(&seq)) != NULL)
-		provider->limit = limit;
 }

@@ -81,7 +81,7 @@ typedef struct Round
 	QueueKey   *timers;
 	int			timer_count;
 	QueueKey   *taken;
-	QueueProvider **takers;
+	QueueShare **takers;
 	TimestampTz *taken_due;
 	int			taken_count;
 	Call	  **claimed;
@@ -144,7 +144,7 @@ static void postpone_deadline_work(void *arg);
 static void postpone(const QueueKey *key, bool deadline);
 static void claim_calls(Round *round);
 static Call *make_call(HeapTuple row, TupleDesc desc, Round *round);
-static QueueProvider *find_taker(Round *round, const pg_uuid_t *company, const pg_uuid_t *subject);
+static QueueShare *find_taker(Round *round, const pg_uuid_t *company, const pg_uuid_t *subject);
 static void start_claimed(Round *round);
 static void untake(Round *round);
 static bool claim_one_by_one(Round *round);
@@ -552,6 +552,13 @@ round_run(RoundState state, bool look_everywhere)
 		if (round.state == ROUND_SERVING || round.state == ROUND_PAUSED)
 		{
 			watermark = round.more_due ? round.last_due - 1 : round.begun_at - LOOK_BACK_US;
+
+			/*
+			 * all that fits into a batch is of one moment: the rest of it is
+			 * left to a look everywhere
+			 */
+			if (round.more_due && round.added == 0 && due_limit >= DUE_BATCH_MAX && watermark <= round.since)
+				watermark = round.last_due;
 			/* a full batch with nothing new: look further the next time */
 			due_limit = round.more_due && round.added == 0 ? Min(due_limit * 4, DUE_BATCH_MAX) : DUE_BATCH;
 		}
@@ -582,7 +589,7 @@ round_run(RoundState state, bool look_everywhere)
 
 	/* when to come again without being woken */
 	next = round.next_due;
-	if (round.more_due && !queue_is_full())
+	if (round.more_due)
 		next = 0;
 	if (state == ROUND_SERVING && worker.in_flight < worker.capacity)
 	{
@@ -642,7 +649,7 @@ collect_answers(Round *round)
 	round->woken = palloc((ANSWER_BATCH + round->due_limit + round->overdue_limit) * sizeof(pg_uuid_t));
 	round->timers = palloc((round->due_limit + round->overdue_limit) * sizeof(QueueKey));
 	round->taken = palloc(CLAIM_BATCH * sizeof(QueueKey));
-	round->takers = palloc(CLAIM_BATCH * sizeof(QueueProvider *));
+	round->takers = palloc(CLAIM_BATCH * sizeof(QueueShare *));
 	round->taken_due = palloc(CLAIM_BATCH * sizeof(TimestampTz));
 	round->claimed = palloc(CLAIM_BATCH * sizeof(Call *));
 }
@@ -660,8 +667,7 @@ whole_round_work(void *arg)
 	if (round->state != ROUND_SERVING && round->state != ROUND_PAUSED)
 		return;
 
-	if (!queue_is_full())
-		read_due(round);
+	read_due(round);
 	if (round->overdue_limit > 0)
 		read_overdue(round);
 	if (round->timer_count > 0)
@@ -934,7 +940,7 @@ forget_call(Call *call)
 	key.subject = call->subject;
 	dlist_delete(&call->node);
 	if (call->queue != NULL)
-		queue_forget(&key, call->queue);
+		queue_forget(&key);
 	MemoryContextDelete(call->context);
 }
 
@@ -1228,7 +1234,7 @@ make_call(HeapTuple row, TupleDesc desc, Round *round)
 	return call;
 }
 
-static QueueProvider *
+static QueueShare *
 find_taker(Round *round, const pg_uuid_t *company, const pg_uuid_t *subject)
 {
 	for (int i = 0; i < round->taken_count; i++)
@@ -1236,7 +1242,7 @@ find_taker(Round *round, const pg_uuid_t *company, const pg_uuid_t *subject)
 		if (memcmp(&round->taken[i].subject, subject, UUID_LEN) == 0 &&
 			memcmp(&round->taken[i].company, company, UUID_LEN) == 0)
 		{
-			QueueProvider *taker = round->takers[i];
+			QueueShare *taker = round->takers[i];
 
 			round->takers[i] = NULL;	/* now the call's */
 			return taker;
@@ -1261,7 +1267,7 @@ start_claimed(Round *round)
 		worker.shared->started_calls++;
 		if (call->outcome != OUTCOME_NONE)
 		{
-			QueueProvider *queue = call->queue;
+			QueueShare *queue = call->queue;
 
 			/* a verdict says nothing about the provider */
 			call->queue = NULL;
@@ -1284,7 +1290,7 @@ untake(Round *round)
 	{
 		if (round->takers[i] == NULL)
 			continue;
-		queue_forget(&round->taken[i], round->takers[i]);
+		queue_forget(&round->taken[i]);
 		watermark = Min(watermark, round->taken_due[i] - 1);
 		round->next_due = Min(round->next_due, TimestampTzPlusMilliseconds(round->begun_at, LOCKED_PAUSE_MS));
 	}

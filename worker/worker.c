@@ -417,7 +417,11 @@ worker_call_finished(Call *call)
 	Assert(call->outcome != OUTCOME_NONE);
 	/* being told to wait is neither success nor failure */
 	if (call->outcome != OUTCOME_THROTTLED && call->queue != NULL)
-		queue_report(call->queue, call->provider_failed, now);
+	{
+		QueueKey	key = {call->company, call->subject};
+
+		queue_report(&key, call->provider_failed, call->transport_failed, now);
+	}
 	dlist_delete(&call->node);
 	dlist_push_tail(&worker.finished, &call->node);
 	worker.finished_count++;

@@ -19,6 +19,10 @@ COMMENT ON POLICY installation ON leasehold.limits IS 'The installation''s own l
 CREATE TRIGGER limits_changed AFTER INSERT OR UPDATE OR DELETE ON leasehold.limits
     FOR EACH STATEMENT EXECUTE FUNCTION leasehold_internal.plugins_changed();
 
+-- a company's part of a provider depends on whether there are others
+CREATE TRIGGER limits_changed AFTER INSERT OR UPDATE OR DELETE ON leasehold.companies
+    FOR EACH STATEMENT EXECUTE FUNCTION leasehold_internal.plugins_changed();
+
 -- Starts of the last minute, kept only where a limit of starts applies.
 CREATE TABLE leasehold_internal.lease_starts (
     company_id     uuid NOT NULL,
@@ -51,6 +55,10 @@ BEGIN
     IF set_limit.environment IS NOT NULL THEN
         IF set_limit.company IS NULL THEN
             PERFORM leasehold_internal.refuse('argument_invalid', 'argument "environment" needs argument "company"');
+        END IF;
+        IF set_limit.name = 'concurrent_calls' AND set_limit.value IS NOT NULL THEN
+            PERFORM leasehold_internal.refuse('argument_invalid', 'limit "concurrent_calls" cannot be set for an environment',
+                'Set it for the company, with or without a provider; active_leases can be set for an environment.');
         END IF;
         v_environment := (leasehold_internal.find_environment(v_company, set_limit.environment)).id;
     END IF;

@@ -10,7 +10,8 @@ COMMENT ON FUNCTION leasehold_internal.worker_states() IS 'What the workers of t
 
 CREATE FUNCTION leasehold_internal.provider_states(
         OUT part integer, OUT provider text, OUT in_flight integer, OUT queued integer, OUT breaker text,
-        OUT failures integer, OUT retry_at timestamptz, OUT succeeded bigint, OUT failed bigint)
+        OUT failures integer, OUT retry_at timestamptz, OUT succeeded bigint, OUT failed bigint,
+        OUT held_back integer)
     RETURNS SETOF record LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'leasehold_provider_states';
 COMMENT ON FUNCTION leasehold_internal.provider_states() IS 'What the workers say of the providers they call';
 
@@ -234,6 +235,7 @@ BEGIN
            CASE WHEN v_admin THEN pg_catalog.jsonb_build_object(
                     'inFlight', pg_catalog.sum(p.in_flight), 'queued', pg_catalog.sum(p.queued),
                     'failures', pg_catalog.max(p.failures), 'retryAt', pg_catalog.max(p.retry_at),
+                    'heldBack', pg_catalog.sum(p.held_back),
                     'succeeded', pg_catalog.sum(p.succeeded), 'failed', pg_catalog.sum(p.failed))
                 ELSE pg_catalog.jsonb_build_object('retryAt', pg_catalog.max(p.retry_at)) END
       FROM leasehold_internal.provider_states() AS p
@@ -333,6 +335,21 @@ BEGIN
            pg_catalog.format('provider "%s" fails, its circuit breaker is open until %s', p.provider, p.retry_at),
            'Check the provider; reset_breaker() tries again at once.'::text
       FROM leasehold_internal.provider_states() AS p WHERE p.breaker = 'open';
+    RETURN QUERY
+    SELECT 'warning'::text, 'company_held_back'::text,
+           pg_catalog.format(CASE p.held_back WHEN 1 THEN 'provider "%s" fails for %s company, whose calls to it are held back'
+                                              ELSE 'provider "%s" fails for %s companies, whose calls to it are held back' END,
+                             p.provider, p.held_back),
+           'Look for "held back" in the server log, and at the environments of that company.'::text
+      FROM leasehold_internal.provider_states() AS p WHERE p.breaker = 'closed' AND p.held_back > 0;
+    RETURN QUERY
+    SELECT 'warning'::text, 'no_free_slots'::text,
+           pg_catalog.format('all %s places for calls are taken, most by provider "%s": %s', w.capacity, m.provider, m.in_flight),
+           'Look at that provider; lower its limit concurrent_calls, or raise leasehold.max_concurrent_calls.'::text
+      FROM leasehold_internal.worker_states() AS w
+     CROSS JOIN LATERAL (SELECT p.provider, p.in_flight FROM leasehold_internal.provider_states() AS p
+                          WHERE p.part = w.part ORDER BY p.in_flight DESC, p.provider LIMIT 1) AS m
+     WHERE w.state <> 'absent' AND w.capacity > 0 AND w.in_flight >= w.capacity;
     RETURN QUERY
     SELECT 'notice'::text, 'sweep_dry'::text, 'sweeps only report strays since the takeover'::text,
            'Look at the events environment.stray_reported, then approve_sweep().'::text

@@ -175,6 +175,8 @@ static void
 judge_silence(Call *call, const HttpResponse *response)
 {
 	call->provider_failed = true;
+	/* what is not sent does not depend on whose it is */
+	call->transport_failed = response->progress == HTTP_NOT_SENT;
 	call_set_outcome(call, response->progress == HTTP_NOT_SENT ? OUTCOME_RETRY : OUTCOME_UNKNOWN,
 					 response->timed_out ? "provider_timeout" : "provider_unreachable",
 					 "%s during %s", response->problem, response->phase);
