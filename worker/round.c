@@ -285,7 +285,11 @@ round_check(void)
 	if (installation_seen == installation_change_count() && installation_state != ROUND_NO_EXTENSION &&
 		installation_state != ROUND_EMPTY && installation_state != ROUND_UNSUPPORTED)
 		return installation_state;
-	/* nobody must take over what is out because of somebody's lock: until the next look all is as it was */
+
+	/*
+	 * nobody must take over what is out because of somebody's lock: until the
+	 * next look all is as it was
+	 */
 	if (!in_transaction("looking at the installation", check_work, &state) &&
 		installation_seen == PG_UINT64_MAX)
 		set_shared_state(WORKER_ABSENT, "the state of the installation could not be read; see the server log");
