@@ -94,7 +94,6 @@ BEGIN
     IF outcome = 'ok' THEN
         WITH held AS (
             SELECT h ->> 'providerLeaseId' AS provider_lease_id, h ->> 'leaseId' AS lease_id,
-                   h ->> 'companyId' AS company_id,
                    COALESCE((h ->> 'generation')::integer, 0) AS generation
               FROM pg_catalog.jsonb_array_elements(listed::jsonb) AS h
              -- a list may show other companies': those are for their own sweeps

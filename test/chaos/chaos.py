@@ -449,15 +449,21 @@ def play(tap, args, variant, synchronous_commit, leases, kills):
             shutil.rmtree(directory, ignore_errors=True)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def argument_parser(description, clients, faults):
+    """What every such run can be told."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bin", default=os.environ.get("BIN"), help="directory of the server's programs")
     parser.add_argument("--directory", default=tempfile.gettempdir(), help="where to work")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1_000_000))
-    parser.add_argument("--clients", type=int, default=10)
+    parser.add_argument("--clients", type=int, default=clients)
+    parser.add_argument("--faults", type=float, default=faults, help="share of provider calls that go wrong")
+    return parser
+
+
+def main():
+    parser = argument_parser(__doc__, clients=10, faults=0.12)
     parser.add_argument("--leases", type=int, default=1000)
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--faults", type=float, default=0.12, help="share of provider calls that go wrong")
     parser.add_argument("--variant", choices=["lookup", "async", "plain", "all"], default="all")
     args = parser.parse_args()
 

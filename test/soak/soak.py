@@ -20,10 +20,8 @@ in test/chaos/chaos.py, whose parts are used.
 Prints TAP, what it sees every ten seconds, and at last how many passed.
 """
 
-import argparse
 import contextlib
 import os
-import random
 import re
 import shutil
 import statistics
@@ -206,13 +204,8 @@ def soak(tap, args):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bin", default=os.environ.get("BIN"), help="directory of the server's programs")
-    parser.add_argument("--directory", default=tempfile.gettempdir(), help="where to work")
-    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1_000_000))
+    parser = chaos.argument_parser(__doc__, clients=8, faults=0.03)
     parser.add_argument("--seconds", type=float, default=600)
-    parser.add_argument("--clients", type=int, default=8)
-    parser.add_argument("--faults", type=float, default=0.03, help="share of provider calls that go wrong")
     parser.add_argument("--memory-bound", type=float, default=8, help="MiB")
     parser.add_argument("--descriptor-bound", type=int, default=3)
     args = parser.parse_args()
