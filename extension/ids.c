@@ -11,35 +11,67 @@
 
 #include <time.h>
 
-#include "utils/uuid.h"
+#include "miscadmin.h"
+
+#include "ids.h"
 
 PG_FUNCTION_INFO_V1(leasehold_new_id);
 PG_FUNCTION_INFO_V1(leasehold_random_bytes);
 
 #define NS_PER_STEP		245		/* a step of the 12-bit fraction: 1e6 / 4096 */
+#define RANDOM_AT_ONCE	512		/* asking for 8 bytes costs as much as for these */
 
 static uint64 ids_next_tick(void);
+
+static void ids_take_random(uint8 *bytes);
 
 Datum
 leasehold_new_id(PG_FUNCTION_ARGS)
 {
 	pg_uuid_t  *id = palloc(sizeof(pg_uuid_t));
+
+	ids_make(id);
+	PG_RETURN_UUID_P(id);
+}
+
+void
+ids_make(pg_uuid_t *id)
+{
 	uint64		tick = ids_next_tick();
 	uint64		millis = tick >> 12;
 	uint16		fraction = tick & 0xFFF;
 
-	if (!pg_strong_random(id->data + 8, 8))
-		ereport(ERROR,
-				(errcode(ERRCODE_INTERNAL_ERROR),
-				 errmsg("could not generate random bytes for an id")));
-
+	ids_take_random(id->data + 8);
 	for (int i = 0; i < 6; i++)
 		id->data[i] = (uint8) (millis >> (8 * (5 - i)));
 	id->data[6] = 0x70 | (fraction >> 8);
 	id->data[7] = fraction & 0xFF;
 	id->data[8] = (id->data[8] & 0x3F) | 0x80;
+}
 
-	PG_RETURN_UUID_P(id);
+/*
+ * Eight random bytes, none of them given out twice.  Ids are no secrets: that
+ * some lie ready in memory harms nobody.
+ */
+static void
+ids_take_random(uint8 *bytes)
+{
+	static uint8 pool[RANDOM_AT_ONCE];
+	static int	left = 0;
+	static int	filled_by = 0;	/* a forked child must not repeat its parent's */
+
+	if (left == 0 || filled_by != MyProcPid)
+	{
+		left = 0;
+		if (!pg_strong_random(pool, sizeof(pool)))
+			ereport(ERROR,
+					(errcode(ERRCODE_INTERNAL_ERROR),
+					 errmsg("could not generate random bytes for an id")));
+		left = sizeof(pool);
+		filled_by = MyProcPid;
+	}
+	left -= 8;
+	memcpy(bytes, pool + left, 8);
 }
 
 /*

@@ -110,24 +110,29 @@ died_without_a_word(int pid)
 	return pid != 0 && BackendPidGetProc(pid) == NULL;
 }
 
-/*
- * warn_if_unserved(): what was asked for is kept, but who asked should know
- * that nobody does it now; once in a transaction is enough.
- */
-Datum
-leasehold_warn_if_unserved(PG_FUNCTION_ARGS)
+void
+service_warn_if_unserved(void)
 {
 	static LocalTransactionId warned_in = InvalidLocalTransactionId;
 	char	   *reason;
 	LeaseholdError error;
 
 	if (warned_in == MyProc->lxid || service_is_available(&reason, &error))
-		PG_RETURN_VOID();
+		return;
 	warned_in = MyProc->lxid;
 	ereport(WARNING,
 			(leasehold_error(error),
 			 errmsg("nothing is done at the provider for now: %s", reason),
 			 errhint("The request is kept and carried out when the worker serves again; an administrator can call leasehold.doctor().")));
+}
+
+/*
+ * warn_if_unserved()
+ */
+Datum
+leasehold_warn_if_unserved(PG_FUNCTION_ARGS)
+{
+	service_warn_if_unserved();
 	PG_RETURN_VOID();
 }
 

@@ -13,4 +13,10 @@
  */
 extern bool service_is_available(char **reason, LeaseholdError *error);
 
+/*
+ * What was asked for is kept, but who asked should know that nobody does it
+ * now: a WARNING, once in a transaction.
+ */
+extern void service_warn_if_unserved(void);
+
 #endif							/* LEASEHOLD_SERVICE_H */

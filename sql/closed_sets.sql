@@ -16,6 +16,7 @@ INSERT INTO wanted VALUES
     ('leasehold.cleanup_status', '{pending,success,failed}'),
     ('leasehold.limit_name', '{active_leases,concurrent_calls,concurrent_commands,lease_ttl_max,lease_starts_per_minute,output_bytes,resolves_per_minute}'),
     ('leasehold_internal.call_operation', '{acquire,resume,release,destroy,destroy_stray,initialize,reconcile,lease_deadline,run_deadline,places}'),
+    ('leasehold_internal.call_slot', '{op,timer,run_timer}'),
     ('leasehold_internal.call_state', '{queued,started,waiting,quarantined}'),
     ('leasehold.object_key', '{a,0,acme,a.b-c_d,9.9,aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa}');
 

@@ -58,15 +58,7 @@ CREATE TRIGGER append_only_truncate BEFORE TRUNCATE ON leasehold.audit_events_de
 CREATE FUNCTION leasehold_internal.record(
         company_id uuid, action text, entity_type text, entity_id text,
         details jsonb DEFAULT '{}', agent_id uuid DEFAULT NULL, issue_id uuid DEFAULT NULL, run_id uuid DEFAULT NULL)
-    RETURNS void LANGUAGE plpgsql VOLATILE AS $$
-#variable_conflict use_column
-BEGIN
-    INSERT INTO leasehold.audit_events
-           (company_id, action, entity_type, entity_id, details, agent_id, issue_id, run_id)
-    VALUES (record.company_id, record.action, record.entity_type, record.entity_id, record.details,
-            record.agent_id, record.issue_id, record.run_id);
-END
-$$;
+    RETURNS void LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'leasehold_record';
 COMMENT ON FUNCTION leasehold_internal.record(uuid, text, text, text, jsonb, uuid, uuid, uuid) IS
     'Writes one audit event, for changes that are not made by one statement with their events';
 

@@ -69,13 +69,12 @@ CREATE INDEX leases_live_by_environment ON leasehold.leases (company_id, environ
     WHERE status IN ('acquiring', 'active', 'releasing', 'retained', 'resuming', 'pending_cleanup', 'irrevocable');
 CREATE INDEX leases_live_by_run ON leasehold.leases (company_id, run_id)
     WHERE run_id IS NOT NULL AND status IN ('acquiring', 'active', 'resuming');
-CREATE INDEX leases_live_by_agent ON leasehold.leases (company_id, agent_id)
-    WHERE agent_id IS NOT NULL AND status IN ('acquiring', 'active', 'releasing', 'retained', 'resuming', 'pending_cleanup', 'irrevocable');
 CREATE INDEX leases_live_by_workspace ON leasehold.leases (company_id, execution_workspace_id)
     WHERE execution_workspace_id IS NOT NULL AND status IN ('acquiring', 'active', 'releasing', 'retained', 'resuming', 'pending_cleanup', 'irrevocable');
 CREATE INDEX leases_live_by_issue ON leasehold.leases (company_id, issue_id)
     WHERE issue_id IS NOT NULL AND status IN ('acquiring', 'active', 'releasing', 'retained', 'resuming', 'pending_cleanup', 'irrevocable');
-CREATE INDEX leases_by_request_time ON leasehold.leases USING brin (requested_at);
+CREATE INDEX leases_by_end ON leasehold.leases (ended_at)
+    WHERE status IN ('released', 'expired', 'failed', 'forgotten', 'written_off');
 ALTER TABLE leasehold.leases SET (autovacuum_vacuum_scale_factor = 0.05, autovacuum_analyze_scale_factor = 0.02);
 
 CREATE TABLE leasehold.lease_metadata (
@@ -135,7 +134,7 @@ CREATE TRIGGER check_change BEFORE UPDATE OF company_id, id, status, generation 
 CREATE TABLE leasehold_internal.calls (
     company_id   uuid NOT NULL,
     subject_id   uuid NOT NULL,
-    slot         text COLLATE "C" NOT NULL CHECK (slot IN ('op', 'timer', 'run_timer')),
+    slot         leasehold_internal.call_slot NOT NULL,
     operation    leasehold_internal.call_operation NOT NULL,
     provider     text COLLATE "C" NOT NULL DEFAULT '',
     shard        smallint NOT NULL,

@@ -16,6 +16,45 @@ END
 $$;
 COMMENT ON FUNCTION leasehold_internal.refuse_unknown_lease(uuid) IS 'The error for a lease that is not there';
 
+-- What a request must know of its environment.
+CREATE VIEW leasehold_internal.environment_facts AS
+    SELECT e.company_id, e.key, e.id, e.provider, e.status, e.config_version,
+           COALESCE(g.version, '') AS provider_version, g.status AS plugin_status, c.status AS company_status,
+           p.supports_reusable_leases AS reusable,
+           EXISTS (SELECT FROM leasehold.provider_access AS x
+                    WHERE x.company_id = e.company_id AND x.provider = e.provider AND NOT x.allowed) AS forbidden,
+           COALESCE((k.config ->> 'reuseLease')::boolean, false) AS wants_reuse
+      FROM leasehold_internal.environments AS e
+      JOIN leasehold.companies AS c ON c.id = e.company_id
+      JOIN leasehold_internal.environment_configs AS k
+        ON k.company_id = e.company_id AND k.environment_id = e.id AND k.version = e.config_version
+      LEFT JOIN leasehold.providers AS p ON p.key = e.provider
+      LEFT JOIN leasehold.plugins AS g ON g.key = p.plugin_key;
+COMMENT ON VIEW leasehold_internal.environment_facts IS 'What a request for a lease must know of its environment';
+
+CREATE FUNCTION leasehold_internal.environment_facts(company_id uuid, environment text)
+    RETURNS leasehold_internal.environment_facts
+    LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'leasehold_environment_facts';
+COMMENT ON FUNCTION leasehold_internal.environment_facts(uuid, text) IS
+    'The row of the view of this name, kept in the session until something that it tells has changed';
+
+-- each of these tables says something that the sessions keep
+CREATE TRIGGER facts_changed AFTER INSERT OR UPDATE OR DELETE ON leasehold_internal.environments
+    FOR EACH STATEMENT EXECUTE FUNCTION leasehold_internal.plugins_changed();
+CREATE TRIGGER facts_changed AFTER INSERT OR UPDATE OR DELETE ON leasehold_internal.environment_configs
+    FOR EACH STATEMENT EXECUTE FUNCTION leasehold_internal.plugins_changed();
+CREATE TRIGGER facts_changed AFTER INSERT OR UPDATE OR DELETE ON leasehold.provider_access
+    FOR EACH STATEMENT EXECUTE FUNCTION leasehold_internal.plugins_changed();
+
+CREATE FUNCTION leasehold_internal.write_lease_request(
+        company_id uuid, id uuid, environment_id uuid, config_version integer, provider text, provider_version text,
+        adapter_type text, policy text, agent_id uuid, issue_id uuid, run_id uuid, execution_workspace_id uuid,
+        ttl interval, idle_timeout interval, fail_on_limit boolean, acquire_by timestamptz, details jsonb)
+    RETURNS uuid LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'leasehold_write_lease_request';
+COMMENT ON FUNCTION leasehold_internal.write_lease_request(uuid, uuid, uuid, integer, text, text, text, text, uuid, uuid,
+                                                           uuid, uuid, interval, interval, boolean, timestamptz, jsonb) IS
+    'Writes a lease, its call and its event, and returns its id; warns the caller when no worker will carry it out';
+
 CREATE FUNCTION leasehold_internal.request_lease(
         environment text, agent_id uuid DEFAULT NULL, issue_id uuid DEFAULT NULL, run_id uuid DEFAULT NULL,
         execution_workspace_id uuid DEFAULT NULL, ttl interval DEFAULT '1 hour', idle_timeout interval DEFAULT NULL,
@@ -29,7 +68,7 @@ DECLARE
     v_ttl         interval := COALESCE(request_lease.ttl, '1 hour');
     v_acquire     interval := COALESCE(request_lease.acquire_timeout, '5 minutes');
     v_on_limit    text := COALESCE(request_lease.on_limit, 'wait');
-    v_environment record;
+    v_environment leasehold_internal.environment_facts;
     v_run         record;
     v_agent       uuid := request_lease.agent_id;
     v_issue       uuid := request_lease.issue_id;
@@ -86,21 +125,9 @@ BEGIN
         v_workspace := COALESCE(v_workspace, v_run.execution_workspace_id);
     END IF;
 
-    SELECT e.id, e.provider, e.status, e.config_version, COALESCE(g.version, '') AS provider_version,
-           g.status AS plugin_status, c.status AS company_status, p.supports_reusable_leases AS reusable,
-           EXISTS (SELECT FROM leasehold.provider_access AS x
-                    WHERE x.company_id = e.company_id AND x.provider = e.provider AND NOT x.allowed) AS forbidden,
-           COALESCE((k.config ->> 'reuseLease')::boolean, false) AS wants_reuse
-      INTO v_environment
-      FROM leasehold_internal.environments AS e
-      JOIN leasehold.companies AS c ON c.id = e.company_id
-      JOIN leasehold_internal.environment_configs AS k
-        ON k.company_id = e.company_id AND k.environment_id = e.id AND k.version = e.config_version
-      LEFT JOIN leasehold.providers AS p ON p.key = e.provider
-      LEFT JOIN leasehold.plugins AS g ON g.key = p.plugin_key
-     WHERE e.company_id = v_company AND e.key = environment
-       FOR KEY SHARE OF e;  -- as the foreign key would, but before, so that a deletion meanwhile is seen
-    IF NOT FOUND THEN
+    -- its row is locked by the foreign key: a deletion meanwhile makes that fail
+    v_environment := leasehold_internal.environment_facts(v_company, request_lease.environment);
+    IF v_environment.id IS NULL THEN
         PERFORM leasehold_internal.find_environment(v_company, environment);
     ELSIF v_environment.status <> 'active' THEN
         PERFORM leasehold_internal.refuse('environment_inactive',
@@ -153,34 +180,17 @@ BEGIN
         END IF;
     END IF;
 
-    WITH lease AS (
-        INSERT INTO leasehold.leases
-               (company_id, id, environment_id, config_version, provider, provider_version, adapter_type, policy,
-                agent_id, issue_id, run_id, execution_workspace_id, ttl, idle_timeout, fail_on_limit, acquire_by)
-        VALUES (v_company, v_id, v_environment.id, v_environment.config_version, v_environment.provider,
-                v_environment.provider_version, v_adapter, v_policy, v_agent, v_issue, request_lease.run_id,
-                v_workspace, v_ttl, request_lease.idle_timeout, v_on_limit = 'fail', pg_catalog.now() + v_acquire)
-        ON CONFLICT (company_id, id) DO NOTHING
-        RETURNING id
-    ), call AS (
-        INSERT INTO leasehold_internal.calls (company_id, subject_id, slot, operation, provider, shard)
-        SELECT v_company, l.id, 'op', 'acquire', v_environment.provider, leasehold_internal.shard_of(v_company)
-          FROM lease AS l
-    ), event AS (
-        INSERT INTO leasehold.audit_events
-               (company_id, action, entity_type, entity_id, agent_id, issue_id, run_id, details)
-        SELECT v_company, 'environment.lease_requested', 'environment_lease', l.id::text, v_agent, v_issue,
-               request_lease.run_id,
-               pg_catalog.jsonb_build_object('environmentId', v_environment.id, 'provider', v_environment.provider,
-                                             'leasePolicy', v_policy)
-          FROM lease AS l
-    )
-    SELECT l.id INTO v_earlier FROM lease AS l;
-    IF v_earlier IS NULL THEN
-        PERFORM leasehold_internal.refuse('already_exists', pg_catalog.format('lease %s already exists', v_id));
+    IF request_lease.lease_id IS NOT NULL THEN
+        PERFORM leasehold_internal.refuse('already_exists', pg_catalog.format('lease %s already exists', v_id))
+           FROM leasehold.leases AS l WHERE l.company_id = v_company AND l.id = v_id;
     END IF;
-    PERFORM leasehold_internal.warn_if_unserved();
-    RETURN v_id;
+    -- as an expression: a statement of its own would cost as much as the rows
+    RETURN leasehold_internal.write_lease_request(v_company, v_id, v_environment.id, v_environment.config_version,
+        v_environment.provider, v_environment.provider_version, v_adapter, v_policy, v_agent, v_issue,
+        request_lease.run_id, v_workspace, v_ttl, request_lease.idle_timeout, v_on_limit = 'fail',
+        pg_catalog.now() + v_acquire,
+        pg_catalog.jsonb_build_object('environmentId', v_environment.id, 'provider', v_environment.provider,
+                                      'leasePolicy', v_policy));
 END
 $$;
 SELECT leasehold_internal.publish('leasehold_internal.request_lease', 'instant',

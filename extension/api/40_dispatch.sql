@@ -19,7 +19,7 @@ CREATE FUNCTION leasehold_internal.due_calls(
 #variable_conflict use_column
 BEGIN
     RETURN QUERY
-    SELECT c.company_id, c.subject_id, c.slot, c.provider, c.due_at
+    SELECT c.company_id, c.subject_id, c.slot::text, c.provider, c.due_at
       FROM leasehold_internal.calls AS c
      WHERE c.shard % parts = part AND c.state = 'queued' AND c.due_at > since AND c.due_at <= until
      ORDER BY c.due_at

@@ -454,8 +454,7 @@ BEGIN
     WHEN 'leases' THEN
         WITH old AS (
             SELECT l.company_id, l.id FROM leasehold.leases AS l
-             WHERE l.requested_at < pg_catalog.now() - pg_catalog.make_interval(days => lease_days)
-               AND l.ended_at < pg_catalog.now() - pg_catalog.make_interval(days => lease_days)
+             WHERE l.ended_at < pg_catalog.now() - pg_catalog.make_interval(days => lease_days)
                AND l.status IN ('released', 'expired', 'failed', 'forgotten', 'written_off')
                AND leasehold_internal.shard_of(l.company_id) = ANY (shards)
              LIMIT 1000 FOR UPDATE SKIP LOCKED
