@@ -288,7 +288,7 @@ BEGIN
      WHERE l.company_id = v_company AND l.environment_id = v_old.id;
     DELETE FROM leasehold_internal.environments AS e WHERE e.company_id = v_company AND e.id = v_old.id;
     DELETE FROM leasehold_internal.calls AS c
-     WHERE c.company_id = v_company AND c.subject_id = v_old.id AND c.operation = 'reconcile';
+     WHERE c.company_id = v_company AND c.subject_id = v_old.id AND c.slot = 'sweep';
     PERFORM leasehold_internal.record(v_company, 'environment.deleted', 'environment', v_old.id::text,
         pg_catalog.jsonb_build_object('key', v_old.key, 'provider', v_old.provider, 'status', v_old.status));
 END

@@ -128,14 +128,14 @@ CREATE TRIGGER check_change BEFORE UPDATE OF company_id, id, status, generation 
 
 -- The dispatch table: unfinished work, and deadlines.  It is derived, so it is
 -- not dumped; the worker makes it again from the states of what it is about.
--- At most one operation and one deadline per subject.  Leases and runs may have
--- the same id, so each has a slot for its deadline: who has locked the one must
--- not have the other's work under its lock.
+-- At most one operation and one deadline per subject.  Leases, runs and
+-- environments may have the same id, so each kind has slots of its own: who has
+-- locked the one must not have the other's work under its lock.
 
 CREATE TABLE leasehold_internal.calls (
     company_id   uuid NOT NULL,
     subject_id   uuid NOT NULL,
-    slot         text COLLATE "C" NOT NULL CHECK (slot IN ('op', 'timer', 'run_timer')),
+    slot         text COLLATE "C" NOT NULL CHECK (slot IN ('op', 'sweep', 'timer', 'run_timer')),
     operation    leasehold_internal.call_operation NOT NULL,
     provider     text COLLATE "C" NOT NULL DEFAULT '',
     shard        smallint NOT NULL,
@@ -156,6 +156,8 @@ CREATE TABLE leasehold_internal.calls (
 ) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000,
         autovacuum_vacuum_cost_delay = 0, autovacuum_analyze_scale_factor = 0, autovacuum_analyze_threshold = 20000);
 COMMENT ON TABLE leasehold_internal.calls IS 'Unfinished work for the workers, and deadlines';
+COMMENT ON COLUMN leasehold_internal.calls.slot IS
+    'op: a call about a lease, a stray or a plugin; sweep: of an environment; timer, run_timer: the deadline of a lease or run';
 COMMENT ON COLUMN leasehold_internal.calls.shard IS 'Which of several workers it belongs to: hash of the company, 0 to 63';
 COMMENT ON COLUMN leasehold_internal.calls.throttled IS
     'How many of the attempts the provider told to come again: they make pauses longer, but are not failed tries';

@@ -99,7 +99,7 @@ COMMENT ON FUNCTION leasehold_internal.initialize_params(text, uuid) IS 'The par
 -- verdict that is reached without a call ("failed" or "unknown", with code and
 -- message), which the worker hands to complete_calls() like an answer.
 CREATE FUNCTION leasehold_internal.claim_calls(
-        epoch bigint, company_ids uuid[], subject_ids uuid[], default_timeout_ms integer)
+        epoch bigint, company_ids uuid[], subject_ids uuid[], slots text[], default_timeout_ms integer)
     RETURNS TABLE (company_id uuid, subject_id uuid, generation integer, operation text, verdict text, code text,
                    message text, plugin text, provider text, method text, attempt integer, timeout_ms bigint,
                    idempotency_key text, params text, plugin_row xid)
@@ -118,12 +118,13 @@ BEGIN
         UPDATE leasehold_internal.calls AS c
            SET state = 'started', worker_epoch = epoch, started_at = pg_catalog.clock_timestamp(),
                attempts = c.attempts + 1, granted = true
-          FROM (SELECT q.company_id, q.subject_id, q.state, q.due_at
-                  FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids)) AS w (company_id, subject_id)
+          FROM (SELECT q.company_id, q.subject_id, q.slot, q.state, q.due_at
+                  FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids), pg_catalog.unnest(slots))
+                       AS w (company_id, subject_id, slot)
                  CROSS JOIN LATERAL (SELECT * FROM leasehold_internal.calls AS x
-                                      WHERE x.company_id = w.company_id AND x.subject_id = w.subject_id AND x.slot = 'op'
+                                      WHERE x.company_id = w.company_id AND x.subject_id = w.subject_id AND x.slot = w.slot
                                         FOR UPDATE SKIP LOCKED) AS q) AS p
-         WHERE c.company_id = p.company_id AND c.subject_id = p.subject_id AND c.slot = 'op'
+         WHERE c.company_id = p.company_id AND c.subject_id = p.subject_id AND c.slot = p.slot
            AND p.state = 'queued' AND p.due_at <= pg_catalog.clock_timestamp()
         RETURNING c.*
     )
@@ -179,7 +180,7 @@ BEGIN
            COALESCE(g.xmin, (SELECT g3.xmin FROM leasehold.plugins AS g3 WHERE g3.key = c.payload ->> 'plugin'))
       FROM claimed AS c
      CROSS JOIN (SELECT s.id FROM leasehold_internal.installation AS s LIMIT 1) AS i
-      LEFT JOIN leasehold.leases AS l ON l.company_id = c.company_id AND l.id = c.subject_id
+      LEFT JOIN leasehold.leases AS l ON c.slot = 'op' AND l.company_id = c.company_id AND l.id = c.subject_id
       LEFT JOIN leasehold_internal.environments AS e ON e.company_id = l.company_id AND e.id = l.environment_id
       LEFT JOIN leasehold_internal.environment_configs AS k
         ON k.company_id = c.company_id
@@ -221,7 +222,7 @@ BEGIN
                     default_timeout_ms) AS t;
 END
 $$;
-COMMENT ON FUNCTION leasehold_internal.claim_calls(bigint, uuid[], uuid[], integer) IS
+COMMENT ON FUNCTION leasehold_internal.claim_calls(bigint, uuid[], uuid[], text[], integer) IS
     'Claims calls for a worker and returns what is to be sent';
 
 -- Requests whose plugin has not answered initialize yet wait for it, as long as

@@ -4,65 +4,58 @@
 -- One row of the dispatch table per environment whose provider can list.  After
 -- a takeover the first sweep is dry: it only reports, until approve_sweep().
 
+-- Environments that are to be swept, and how.
+CREATE FUNCTION leasehold_internal.swept_environments(shards smallint[])
+    RETURNS TABLE (company_id uuid, environment_id uuid, provider text, payload jsonb)
+    LANGUAGE sql STABLE ROWS 100 AS $$
+    SELECT e.company_id, e.id, e.provider,
+           pg_catalog.jsonb_build_object('environmentId', e.id, 'configVersion', e.config_version)
+      FROM leasehold_internal.environments AS e
+      JOIN leasehold.providers AS p ON p.key = e.provider
+      JOIN leasehold.plugins AS g ON g.key = p.plugin_key
+     WHERE 'environmentListLeases' = ANY (g.supported_methods) AND g.status <> 'disabled'
+       AND leasehold_internal.shard_of(e.company_id) = ANY (shards)
+$$;
+COMMENT ON FUNCTION leasehold_internal.swept_environments(smallint[]) IS
+    'Environments whose provider can list, with what their sweep is to ask';
+
 CREATE FUNCTION leasehold_internal.ensure_reconciles(shards smallint[], pause interval) RETURNS integer
-    LANGUAGE plpgsql VOLATILE
-    SET lock_timeout = '10ms' AS $$
+    LANGUAGE plpgsql VOLATILE AS $$
 #variable_conflict use_column
 DECLARE
-    v_count integer := 0;
-    v_moved integer;
-    v_stuck uuid[] := '{}';
-    v_new   record;
+    v_count integer;
 BEGIN
-    -- what is there, unless somebody has it locked
-    WITH moved AS (
+    WITH swept AS MATERIALIZED (
+        SELECT * FROM leasehold_internal.swept_environments(shards)
+    ), moved AS (
+        -- unless somebody has it locked
         UPDATE leasehold_internal.calls AS c
            SET payload = w.payload, provider = w.provider,
                due_at = LEAST(c.due_at, pg_catalog.clock_timestamp() + pause * pg_catalog.random())
-          FROM (SELECT x.company_id, x.subject_id, e.provider,
-                       pg_catalog.jsonb_build_object('environmentId', e.id, 'configVersion', e.config_version) AS payload
+          FROM (SELECT x.company_id, x.subject_id, s.provider, s.payload
                   FROM leasehold_internal.calls AS x
-                  JOIN leasehold_internal.environments AS e ON e.company_id = x.company_id AND e.id = x.subject_id
-                  JOIN leasehold.providers AS p ON p.key = e.provider
-                  JOIN leasehold.plugins AS g ON g.key = p.plugin_key
-                 WHERE x.slot = 'op' AND x.operation = 'reconcile' AND x.state = 'queued' AND x.shard = ANY (shards)
-                   AND 'environmentListLeases' = ANY (g.supported_methods) AND g.status <> 'disabled'
-                   AND (NOT x.payload @> pg_catalog.jsonb_build_object('environmentId', e.id, 'configVersion', e.config_version)
-                        OR x.due_at > pg_catalog.clock_timestamp() + pause)
+                  JOIN swept AS s ON s.company_id = x.company_id AND s.environment_id = x.subject_id
+                 WHERE x.slot = 'sweep' AND x.state = 'queued'
+                   AND (NOT x.payload @> s.payload OR x.due_at > pg_catalog.clock_timestamp() + pause)
                    FOR UPDATE OF x SKIP LOCKED) AS w
-         WHERE c.company_id = w.company_id AND c.subject_id = w.subject_id AND c.slot = 'op'
+         WHERE c.company_id = w.company_id AND c.subject_id = w.subject_id AND c.slot = 'sweep'
+        RETURNING 1
+    ), made AS (
+        INSERT INTO leasehold_internal.calls
+               (company_id, subject_id, slot, operation, provider, shard, payload, due_at)
+        SELECT s.company_id, s.environment_id, 'sweep', 'reconcile', s.provider,
+               leasehold_internal.shard_of(s.company_id), s.payload,
+               pg_catalog.clock_timestamp() + pause * pg_catalog.random()
+          FROM swept AS s
+         WHERE EXISTS (SELECT FROM leasehold.leases AS l
+                        WHERE l.company_id = s.company_id AND l.environment_id = s.environment_id)
+           AND NOT EXISTS (SELECT FROM leasehold_internal.calls AS c
+                            WHERE c.company_id = s.company_id AND c.subject_id = s.environment_id AND c.slot = 'sweep')
+        ON CONFLICT DO NOTHING
         RETURNING 1
     )
-    SELECT pg_catalog.count(*) INTO v_moved FROM moved;
-
-    -- what is not there.  A lease may be asked for with the id of an environment: a
-    -- company whose open transaction is in the way has its sweeps another time.
-    FOR v_new IN
-        SELECT e.company_id, e.id, e.provider,
-               pg_catalog.jsonb_build_object('environmentId', e.id, 'configVersion', e.config_version) AS payload
-          FROM leasehold_internal.environments AS e
-          JOIN leasehold.providers AS p ON p.key = e.provider
-          JOIN leasehold.plugins AS g ON g.key = p.plugin_key
-         WHERE 'environmentListLeases' = ANY (g.supported_methods) AND g.status <> 'disabled'
-           AND leasehold_internal.shard_of(e.company_id) = ANY (shards)
-           AND EXISTS (SELECT FROM leasehold.leases AS l WHERE l.company_id = e.company_id AND l.environment_id = e.id)
-           AND NOT EXISTS (SELECT FROM leasehold_internal.calls AS c
-                            WHERE c.company_id = e.company_id AND c.subject_id = e.id AND c.slot = 'op')
-    LOOP
-        CONTINUE WHEN v_new.company_id = ANY (v_stuck);
-        BEGIN
-            INSERT INTO leasehold_internal.calls
-                   (company_id, subject_id, slot, operation, provider, shard, payload, due_at)
-            VALUES (v_new.company_id, v_new.id, 'op', 'reconcile', v_new.provider,
-                    leasehold_internal.shard_of(v_new.company_id), v_new.payload,
-                    pg_catalog.clock_timestamp() + pause * pg_catalog.random())
-            ON CONFLICT DO NOTHING;
-            v_count := v_count + 1;
-        EXCEPTION WHEN lock_not_available THEN
-            v_stuck := v_stuck || v_new.company_id;
-        END;
-    END LOOP;
-    RETURN v_moved + v_count;
+    SELECT (SELECT pg_catalog.count(*) FROM moved) + (SELECT pg_catalog.count(*) FROM made) INTO v_count;
+    RETURN v_count;
 END
 $$;
 COMMENT ON FUNCTION leasehold_internal.ensure_reconciles(smallint[], interval) IS
@@ -82,12 +75,12 @@ DECLARE
 BEGIN
     SELECT c.* INTO v_call FROM leasehold_internal.calls AS c
      WHERE c.company_id = complete_reconcile.company_id AND c.subject_id = complete_reconcile.subject_id
-       AND c.slot = 'op' AND c.operation = 'reconcile' AND c.state = 'started' AND c.worker_epoch = epoch
+       AND c.slot = 'sweep' AND c.operation = 'reconcile' AND c.state = 'started' AND c.worker_epoch = epoch
        FOR UPDATE SKIP LOCKED;
     IF NOT FOUND THEN
         PERFORM FROM leasehold_internal.calls AS c
           WHERE c.company_id = complete_reconcile.company_id AND c.subject_id = complete_reconcile.subject_id
-            AND c.slot = 'op' AND c.operation = 'reconcile' AND c.state = 'started' AND c.worker_epoch = epoch;
+            AND c.slot = 'sweep' AND c.operation = 'reconcile' AND c.state = 'started' AND c.worker_epoch = epoch;
         RETURN CASE WHEN FOUND THEN NULL ELSE 0 END;
     END IF;
 
@@ -144,7 +137,7 @@ BEGIN
     END IF;
     IF pause <= interval '0' AND next_cursor IS NULL THEN
         DELETE FROM leasehold_internal.calls AS c
-         WHERE c.company_id = v_call.company_id AND c.subject_id = v_call.subject_id AND c.slot = 'op';
+         WHERE c.company_id = v_call.company_id AND c.subject_id = v_call.subject_id AND c.slot = 'sweep';
         RETURN v_strays;
     END IF;
     UPDATE leasehold_internal.calls AS c
@@ -155,7 +148,7 @@ BEGIN
                           ELSE c.payload - 'cursor' END,
            due_at = CASE WHEN next_cursor IS NOT NULL THEN pg_catalog.clock_timestamp()
                          ELSE pg_catalog.clock_timestamp() + pause END
-     WHERE c.company_id = v_call.company_id AND c.subject_id = v_call.subject_id AND c.slot = 'op';
+     WHERE c.company_id = v_call.company_id AND c.subject_id = v_call.subject_id AND c.slot = 'sweep';
     RETURN v_strays;
 END
 $$;

@@ -128,6 +128,16 @@ subtest 'a request that was acted upon too late' => sub {
 	ok({ held() }->{ $resource{$_} }, 'what a lease has stays') for $lease, $other;
 };
 
+subtest 'a lease with the id of an environment' => sub {
+	$provider->faults(acquire => 'delay:1500', times => 1);
+	my $twin = $node->request("'dev', company => 'acme', lease_id => '$environment'");
+	sweeps('the environment is swept while the lease is asked for');
+	$node->settles($twin, 'active', 'it gets its resource');
+	$node->alice("SELECT leasehold.release_lease('$twin', company => 'acme')");
+	$node->settles($twin, 'released', 'and ends');
+	sweeps('the sweeps go on');
+};
+
 subtest 'what vanished' => sub {
 	my $gone = $node->request(q('dev', company => 'acme'));
 	$node->settles($gone, 'active', 'a lease');
