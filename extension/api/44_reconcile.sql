@@ -61,6 +61,29 @@ $$;
 COMMENT ON FUNCTION leasehold_internal.ensure_reconciles(smallint[], interval) IS
     'Sees to it that every environment whose provider can list is swept';
 
+-- What the call for the next page is to say; NULL if there is none, or why not.
+-- Cursors that lead round in a circle are found by comparing each with an earlier
+-- one, which is replaced at the pages 1, 2, 4, 8 and so on, so that it comes to
+-- be one of the circle.
+CREATE FUNCTION leasehold_internal.turn_page(
+        payload jsonb, next_cursor text, OUT next_payload jsonb, OUT problem text)
+    LANGUAGE plpgsql IMMUTABLE AS $$
+DECLARE
+    v_page integer := COALESCE((payload ->> 'page')::integer, 0) + 1;
+BEGIN
+    IF next_cursor IN (payload ->> 'cursor', payload ->> 'mark') THEN
+        problem := 'the provider''s list leads round in a circle';
+    ELSIF v_page >= 10000 THEN
+        problem := 'the provider''s list has more than 10000 pages';
+    ELSIF next_cursor <> '' THEN
+        next_payload := payload || pg_catalog.jsonb_build_object('cursor', next_cursor, 'page', v_page,
+            'mark', CASE WHEN v_page & (v_page - 1) = 0 THEN next_cursor ELSE payload ->> 'mark' END);
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION leasehold_internal.turn_page(jsonb, text) IS
+    'What a sweep''s call for the next page is to say, or why there is no next page';
+
 -- Applies one page of a provider's list.  NULL if somebody has the sweep locked:
 -- hand it in again a little later.
 CREATE FUNCTION leasehold_internal.complete_reconcile(
@@ -72,6 +95,7 @@ DECLARE
     v_call   leasehold_internal.calls;
     v_dry    boolean := (SELECT i.sweep_dry FROM leasehold_internal.installation AS i LIMIT 1);
     v_strays integer := 0;
+    v_next   record;
 BEGIN
     SELECT c.* INTO v_call FROM leasehold_internal.calls AS c
      WHERE c.company_id = complete_reconcile.company_id AND c.subject_id = complete_reconcile.subject_id
@@ -131,22 +155,21 @@ BEGIN
         SELECT pg_catalog.count(*) INTO v_strays FROM stray;
     END IF;
 
-    -- a cursor that leads to itself leads nowhere
-    IF outcome <> 'ok' OR next_cursor = v_call.payload ->> 'cursor' THEN
-        next_cursor := NULL;
-    END IF;
-    IF pause <= interval '0' AND next_cursor IS NULL THEN
+    SELECT * INTO v_next
+      FROM leasehold_internal.turn_page(v_call.payload, CASE WHEN outcome = 'ok' THEN next_cursor END);
+    IF pause <= interval '0' AND v_next.next_payload IS NULL THEN
         DELETE FROM leasehold_internal.calls AS c
          WHERE c.company_id = v_call.company_id AND c.subject_id = v_call.subject_id AND c.slot = 'sweep';
         RETURN v_strays;
     END IF;
     UPDATE leasehold_internal.calls AS c
        SET state = 'queued', worker_epoch = NULL, attempts = 0,
-           last_error = CASE WHEN outcome = 'ok' THEN NULL ELSE pg_catalog.left(message, 500) END,
-           payload = CASE WHEN next_cursor IS NOT NULL
-                          THEN c.payload || pg_catalog.jsonb_build_object('cursor', next_cursor)
-                          ELSE c.payload - 'cursor' END,
-           due_at = CASE WHEN next_cursor IS NOT NULL THEN pg_catalog.clock_timestamp()
+           -- the error stays until a sweep has come to its end
+           last_error = CASE WHEN outcome <> 'ok' THEN pg_catalog.left(message, 500)
+                             WHEN v_next.next_payload IS NOT NULL THEN c.last_error
+                             ELSE v_next.problem END,
+           payload = COALESCE(v_next.next_payload, c.payload - ARRAY['cursor', 'page', 'mark']),
+           due_at = CASE WHEN v_next.next_payload IS NOT NULL THEN pg_catalog.clock_timestamp()
                          ELSE pg_catalog.clock_timestamp() + pause END
      WHERE c.company_id = v_call.company_id AND c.subject_id = v_call.subject_id AND c.slot = 'sweep';
     RETURN v_strays;

@@ -327,6 +327,15 @@ BEGIN
      WHERE c.operation = 'destroy_stray' AND (c.attempts >= 8 OR c.state = 'quarantined')
      GROUP BY c.provider;
     RETURN QUERY
+    SELECT 'warning'::text, 'sweep_failed'::text,
+           pg_catalog.format(CASE pg_catalog.count(*) WHEN 1 THEN 'the sweep of %s environment of provider "%s" fails: %s'
+                                                      ELSE 'the sweeps of %s environments of provider "%s" fail: %s' END,
+                             pg_catalog.count(*), c.provider, pg_catalog.max(c.last_error)),
+           'What no lease claims may not be found there until the provider lists it.'::text
+      FROM leasehold_internal.calls AS c
+     WHERE c.slot = 'sweep' AND c.last_error IS NOT NULL
+     GROUP BY c.provider;
+    RETURN QUERY
     SELECT 'warning'::text, 'plugin_error'::text, pg_catalog.format('plugin "%s": %s', g.key, g.last_error),
            'Check its address and token, then restart_plugin().'::text
       FROM leasehold.plugins AS g WHERE g.status = 'error';
