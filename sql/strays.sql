@@ -66,7 +66,99 @@ SELECT test.page('[]', 'a') IS NULL AS failed;
 SELECT test.page('[]', outcome => 'failed') IS NULL AS failed;
 SELECT test.is('a page that is not to be had ends it', test.sweep(), 'queued, cursor none, the list is not to be had');
 
-DELETE FROM leasehold_internal.calls AS c WHERE c.subject_id = test.id('swept') AND c.slot = 'sweep';
+-- What the list shows and no lease claims is a stray: a row of its own, its removal, and an event.
+CREATE FUNCTION test.entry(resource text, lease text DEFAULT NULL) RETURNS jsonb LANGUAGE sql AS $$
+    SELECT jsonb_build_array(jsonb_build_object('providerLeaseId', resource, 'leaseId', lease, 'companyId', test.id('acme'), 'generation', 1)) $$;
+CREATE FUNCTION test.stray(resource text) RETURNS text LANGUAGE sql AS $$
+    SELECT COALESCE((SELECT CASE WHEN r.lease_id IS NOT NULL THEN 'of a lease' ELSE 'a stray, ' || r.reason END FROM leasehold_internal.provider_resources AS r WHERE r.provider = 'fake' AND r.provider_lease_id = resource), 'nobody''s')
+           || COALESCE((SELECT ', ' || c.state FROM leasehold_internal.calls AS c JOIN leasehold_internal.provider_resources AS r ON r.stray_id = c.subject_id WHERE r.provider_lease_id = resource), '')
+           || '; ' || COALESCE((SELECT string_agg(replace(e.action, 'environment.', ''), ' ' ORDER BY e.occurred_at, e.id) FROM leasehold.audit_events AS e WHERE e.entity_id = resource), 'no events') $$;
+SELECT test.is('found', test.page(test.entry('box 1', 'nonsense') || test.entry('box 1', 'nonsense') || test.entry('box 2', test.id('no such lease')::text)), 2);
+SELECT test.is('each is a stray', test.stray(b), 'a stray, no_lease, queued; stray_found') FROM unnest(ARRAY['box 1', 'box 2']) AS b;
+SELECT test.is('once', test.page(test.entry('box 1', 'nonsense')), 0);
+SELECT test.is('what it was told', (r.environment_id = test.id('swept'), r.config_version, r.made_for, r.generation)::text, '(t,1,nonsense,1)') FROM leasehold_internal.provider_resources AS r WHERE r.provider_lease_id = 'box 1';
+
+-- It belongs to no lease until it is gone: neither one that asks for a resource ...
+SET ROLE regress_manager;
+SELECT leasehold.request_lease('swept', lease_id => test.id('gets a stray')) = test.id('gets a stray') AS requested;
+RESET ROLE;
+CREATE FUNCTION test.answer(key text, operation text, outcome text, resource text) RETURNS text LANGUAGE plpgsql AS $$
+BEGIN
+    UPDATE leasehold_internal.calls AS c SET state = 'started', worker_epoch = -1, started_at = now(), attempts = 1 WHERE c.subject_id = test.id(key) AND c.slot = 'op' AND c.operation = answer.operation;
+    RETURN (SELECT c.applied FROM leasehold.leases AS l, leasehold_internal.complete_calls(-1, ARRAY[l.company_id], ARRAY[l.id], ARRAY[l.generation], ARRAY[outcome], ARRAY[resource],
+                ARRAY[NULL], ARRAY[NULL]::timestamptz[], ARRAY[NULL], ARRAY[NULL], ARRAY[0]::bigint[], 20, 1000, 3, 3) AS c WHERE l.id = test.id(key));
+END
+$$;
+SELECT test.is('an acquire is answered with it', test.answer('gets a stray', 'acquire', 'ok', 'box 1'), 'applied');
+SELECT test.is('the lease fails', (l.status, l.failure_code, l.provider_lease_id)::text, '(failed,resource_taken,)') FROM leasehold.leases AS l WHERE l.id = test.id('gets a stray');
+SELECT test.is('and the stray is one still', test.stray('box 1'), 'a stray, no_lease, queued; stray_found');
+-- ... nor one that is imported while the removal is out
+UPDATE leasehold_internal.calls AS c SET state = 'started', worker_epoch = -1, started_at = now(), attempts = 1
+  FROM leasehold_internal.provider_resources AS r WHERE r.provider_lease_id = 'box 1' AND c.subject_id = r.stray_id;
+SET ROLE regress_manager;
+SELECT test.refused('while it is being removed', $$SELECT leasehold.import_lease('swept', 'box 1')$$, 'import_refused');
+RESET ROLE;
+SELECT test.is('that changes nothing', test.stray('box 1'), 'a stray, no_lease, started; stray_found');
+-- the removal can be given up for a lease before
+SET ROLE regress_manager;
+SELECT test.is('before that it is taken over', leasehold.import_lease('swept', 'box 2', lease_id => test.id('spared')), test.id('spared'));
+SET ROLE regress_beta;
+SELECT test.refused('not by another company', $$SELECT leasehold.import_lease('plain', 'box 1')$$, 'import_refused');
+RESET ROLE;
+SELECT test.is('it is the lease''s', test.stray('box 2'), 'of a lease; stray_found');
+SELECT test.is('nobody is to remove it', count(*), 1) FROM leasehold_internal.calls AS c WHERE c.operation = 'destroy_stray';
+SELECT test.is('nor is it found again', test.page(test.entry('box 2', test.id('no such lease')::text)), 0);
+
+-- What removes it: answers, a worker that died, and what the dispatch table lacks.
+CREATE FUNCTION test.removal(resource text, outcome text) RETURNS text LANGUAGE plpgsql AS $$
+DECLARE
+    stray uuid := (SELECT r.stray_id FROM leasehold_internal.provider_resources AS r WHERE r.provider_lease_id = resource);
+BEGIN
+    UPDATE leasehold_internal.calls AS c SET state = 'started', worker_epoch = -1, started_at = now(), attempts = 3 WHERE c.subject_id = stray;
+    PERFORM leasehold_internal.complete_strays(-1, ARRAY[test.id('acme')], ARRAY[stray], ARRAY[outcome], ARRAY['not now'], 20, 1000, 3);
+    RETURN test.stray(resource);
+END
+$$;
+SELECT test.is('it fails', test.removal('box 1', 'retry'), 'a stray, no_lease, queued; stray_found stray_not_removed');
+DELETE FROM leasehold_internal.calls AS c WHERE c.operation = 'destroy_stray';
+SELECT test.is('the call is lost', test.stray('box 1'), 'a stray, no_lease; stray_found stray_not_removed');
+SELECT test.is('and made again', leasehold_internal.rebuild_calls(ARRAY[leasehold_internal.shard_of(test.id('acme'))]) >= 1, true);
+SELECT test.is('as it was', test.stray('box 1'), 'a stray, no_lease, queued; stray_found stray_not_removed');
+CREATE FUNCTION test.claim(resource text) RETURNS text LANGUAGE sql AS $$
+    SELECT COALESCE(c.verdict || ' ' || c.code, c.method || ' ' || (c.params::jsonb - 'leaseMetadata' - 'companyId' - 'environmentId' - 'leasehold')::text || ' ' || ((c.params::jsonb -> 'leasehold') - 'installationId' - 'idempotencyKey')::text)
+      FROM leasehold_internal.provider_resources AS r, leasehold_internal.claim_calls(-1, ARRAY[r.company_id], ARRAY[r.stray_id], ARRAY['op'], 30000) AS c
+     WHERE r.provider_lease_id = resource AND r.stray_id IS NOT NULL $$;
+BEGIN;
+SELECT test.is('what is sent', test.claim('box 1'), 'environmentDestroyLease {"config": {}, "issueId": null, "driverKey": "fake", "providerLeaseId": "box 1"} {"leaseId": "nonsense", "generation": 1, "disposition": "delete"}');
+ROLLBACK;
+-- another driver of the same account has a lease with it: then it is not sent
+BEGIN;
+INSERT INTO leasehold.providers (key, kind, display_name) VALUES ('fake-too', 'sandbox_provider', 'Fake, too');
+INSERT INTO leasehold_internal.provider_resources (provider, provider_lease_id, company_id, lease_id) VALUES ('fake-too', 'box 1', test.id('acme'), test.id('spared'));
+SELECT test.is('nothing', test.claim('box 1'), 'failed resource_taken');
+ROLLBACK;
+
+-- Its environment is needed for that; so is its provider.
+SET ROLE regress_manager;
+SELECT test.is('given back', leasehold.release_lease(test.id('spared')), 'releasing');
+RESET ROLE;
+SELECT test.is('removed', test.answer('spared', 'release', 'ok', NULL), 'applied');
+SET ROLE regress_manager;
+SELECT test.is('what depends on the environment', (i.can_delete, i.live_leases, i.strays)::text, '(f,0,1)') FROM leasehold.environment_impact('swept') AS i;
+SELECT test.refused('it cannot be deleted', $$SELECT leasehold.delete_environment('swept')$$, 'still_in_use');
+RESET ROLE;
+SELECT test.is('removed', test.removal('box 1', 'gone'), 'nobody''s; stray_found stray_not_removed stray_removed');
+-- a call whose stray is gone removes nothing, and ends
+INSERT INTO leasehold_internal.calls (company_id, subject_id, slot, operation, provider, shard, state, worker_epoch)
+VALUES (test.id('acme'), test.id('no stray'), 'op', 'destroy_stray', 'fake', 0, 'queued', NULL);
+SELECT test.is('nothing to send', (c.verdict, c.code, c.params)::text, '(failed,subject_gone,)') FROM leasehold_internal.claim_calls(-1, ARRAY[test.id('acme')], ARRAY[test.id('no stray')], ARRAY['op'], 30000) AS c;
+SELECT leasehold_internal.complete_strays(-1, ARRAY[test.id('acme')], ARRAY[test.id('no stray')], ARRAY['failed'], ARRAY['gone'], 20, 1000, 3);
+SELECT test.is('nothing is left to do', count(*), 0) FROM leasehold_internal.calls AS c WHERE c.operation = 'destroy_stray';
+
+SET ROLE regress_manager;
+SELECT test.works('then the environment can go', $$SELECT leasehold.delete_environment('swept')$$);
+RESET ROLE;
+SELECT test.is('and its sweep with it', test.sweep(), NULL);
 SET ROLE regress_admin;
 SELECT leasehold.resume_worker();
 RESET ROLE;

@@ -88,21 +88,51 @@ CREATE TABLE leasehold.lease_metadata (
 );
 COMMENT ON TABLE leasehold.lease_metadata IS 'What a provider said of a lease''s resource; from level user on';
 
--- Node-local: no two leases, of whatever companies, hold one resource.
+-- Node-local: no two leases, of whatever companies, hold one resource.  One that
+-- none holds and that is to be removed is a stray; its row stays until it is gone,
+-- so that no lease comes to hold it, and that its removal is not forgotten.  The
+-- environment of a stray is not a foreign key, which every acquire would pay for:
+-- delete_environment() looks.
 CREATE TABLE leasehold_internal.provider_resources (
     provider          text COLLATE "C" NOT NULL,
     provider_lease_id text COLLATE "C" NOT NULL,
     company_id        uuid NOT NULL,
-    lease_id          uuid NOT NULL,
-    PRIMARY KEY (provider, provider_lease_id)
+    lease_id          uuid,
+    stray_id          uuid,
+    environment_id    uuid,
+    config_version    integer,
+    made_for          text,
+    generation        integer,
+    reason            text,
+    PRIMARY KEY (provider, provider_lease_id),
+    CHECK (pg_catalog.num_nonnulls(lease_id, stray_id) = 1),
+    CHECK (pg_catalog.num_nonnulls(stray_id, environment_id, config_version, generation, reason) IN (0, 5))
 );
 COMMENT ON TABLE leasehold_internal.provider_resources IS
-    'Which lease holds a provider''s resource: unique over all companies';
+    'Which lease holds a provider''s resource, unique over all companies; and resources of no lease that are to be removed';
+COMMENT ON COLUMN leasehold_internal.provider_resources.stray_id IS
+    'Set if no lease holds the resource: the subject of the call that removes it; the columns after it are for that call';
+COMMENT ON COLUMN leasehold_internal.provider_resources.config_version IS
+    'The version of the environment''s configuration that the removal is to be made with';
+COMMENT ON COLUMN leasehold_internal.provider_resources.made_for IS 'The lease that the stray''s label names, if it has one';
+COMMENT ON COLUMN leasehold_internal.provider_resources.generation IS 'The generation that the stray''s label names';
+COMMENT ON COLUMN leasehold_internal.provider_resources.reason IS
+    'no_lease: a sweep found it; resume_failed: it was parked and could not be resumed; resumed_instead: a resume was answered with it';
 CREATE INDEX provider_resources_by_lease ON leasehold_internal.provider_resources (company_id, lease_id);
+CREATE UNIQUE INDEX provider_resources_strays ON leasehold_internal.provider_resources (company_id, stray_id)
+    WHERE stray_id IS NOT NULL;
 
 SELECT leasehold_internal.protect('leasehold.leases', 'viewer');
 SELECT leasehold_internal.protect('leasehold.lease_metadata', 'user');
 SELECT leasehold_internal.protect('leasehold_internal.provider_resources', 'viewer');
+
+-- What events tell of a stray.
+CREATE FUNCTION leasehold_internal.stray_details(stray leasehold_internal.provider_resources) RETURNS jsonb
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN pg_catalog.jsonb_build_object('provider', (stray).provider, 'leaseId', (stray).made_for,
+               'generation', (stray).generation, 'environmentId', (stray).environment_id, 'reason', (stray).reason);
+COMMENT ON FUNCTION leasehold_internal.stray_details(leasehold_internal.provider_resources) IS
+    'What events tell of a stray';
 
 -- When an active or parked lease ends by itself.
 CREATE FUNCTION leasehold_internal.lease_deadline(

@@ -570,6 +570,35 @@ $$;
 SELECT leasehold_internal.publish('leasehold_internal.destroy_reusable_leases', 'instant',
     'removes the reusable leases of an issue, a workspace, or of both together; returns how many', 'leasehold_app');
 
+-- Gives up the removal of a stray, whose resource a lease is to hold; false if it
+-- is under way.  The call is locked first, as by workers.
+CREATE FUNCTION leasehold_internal.spare_stray(company_id uuid, provider text, provider_lease_id text) RETURNS boolean
+    LANGUAGE plpgsql VOLATILE AS $$
+#variable_conflict use_column
+DECLARE
+    v_stray uuid;
+    v_state text;
+BEGIN
+    SELECT r.stray_id INTO v_stray FROM leasehold_internal.provider_resources AS r
+     WHERE r.provider = spare_stray.provider AND r.provider_lease_id = spare_stray.provider_lease_id
+       AND r.company_id = spare_stray.company_id;
+    IF v_stray IS NOT NULL THEN
+        SELECT c.state INTO v_state FROM leasehold_internal.calls AS c
+         WHERE c.company_id = spare_stray.company_id AND c.subject_id = v_stray AND c.slot = 'op' FOR UPDATE;
+        IF v_state = 'started' THEN
+            RETURN false;
+        END IF;
+        DELETE FROM leasehold_internal.calls AS c
+         WHERE c.company_id = spare_stray.company_id AND c.subject_id = v_stray AND c.slot = 'op';
+        DELETE FROM leasehold_internal.provider_resources AS r
+         WHERE r.company_id = spare_stray.company_id AND r.stray_id = v_stray;
+    END IF;
+    RETURN true;
+END
+$$;
+COMMENT ON FUNCTION leasehold_internal.spare_stray(uuid, text, text) IS
+    'Gives up the removal of a stray, or returns false if it is under way';
+
 CREATE FUNCTION leasehold_internal.import_lease(
         environment text, provider_lease_id text, agent_id uuid DEFAULT NULL, issue_id uuid DEFAULT NULL,
         run_id uuid DEFAULT NULL, execution_workspace_id uuid DEFAULT NULL, ttl interval DEFAULT '1 hour',
@@ -605,6 +634,10 @@ BEGIN
     PERFORM leasehold_internal.require_workspace(v_company, import_lease.execution_workspace_id);
     PERFORM leasehold_internal.require_running_run(v_company, import_lease.run_id);
 
+    IF NOT leasehold_internal.spare_stray(v_company, v_environment.provider, import_lease.provider_lease_id) THEN
+        PERFORM leasehold_internal.refuse('import_refused', 'the resource is just being removed',
+            'It is to be removed since no lease claimed it. Try again when that call has ended, if the resource is still there.');
+    END IF;
     INSERT INTO leasehold_internal.provider_resources (provider, provider_lease_id, company_id, lease_id)
     VALUES (v_environment.provider, import_lease.provider_lease_id, v_company, v_id)
     ON CONFLICT DO NOTHING;

@@ -51,8 +51,8 @@ $$;
 COMMENT ON FUNCTION leasehold_internal.take_over_calls(bigint[], smallint[], integer, boolean, timestamptz) IS
     'Takes over calls that no live worker has; but none that a user has locked';
 
--- Queues what the states of leases and runs ask for and the dispatch table does
--- not have: after a restore, or when a state was changed by hand.
+-- Queues what the states of leases and runs, and strays, ask for and the dispatch
+-- table does not have: after a restore, or when a state was changed by hand.
 CREATE FUNCTION leasehold_internal.rebuild_calls(shards smallint[]) RETURNS integer
     LANGUAGE plpgsql VOLATILE AS $$
 #variable_conflict use_column
@@ -77,6 +77,10 @@ BEGIN
         UNION ALL
         SELECT r.company_id, r.id, 'run_timer', '', 1, 'run_deadline', false, r.heartbeat_at + r.heartbeat_timeout
           FROM leasehold_internal.runs AS r WHERE r.status = 'running'
+        UNION ALL
+        SELECT r.company_id, r.stray_id, 'op', r.provider, r.generation, 'destroy_stray', false,
+               pg_catalog.clock_timestamp()
+          FROM leasehold_internal.provider_resources AS r WHERE r.stray_id IS NOT NULL
     ), missing AS MATERIALIZED (
         SELECT w.*
           FROM wanted AS w
@@ -96,7 +100,10 @@ BEGIN
           LEFT JOIN LATERAL (SELECT x.id FROM leasehold_internal.runs AS x
                               WHERE m.slot = 'run_timer' AND x.company_id = m.company_id AND x.id = m.id
                                 FOR NO KEY UPDATE SKIP LOCKED) AS r ON true
-         WHERE l.id IS NOT NULL OR r.id IS NOT NULL
+          LEFT JOIN LATERAL (SELECT x.stray_id AS id FROM leasehold_internal.provider_resources AS x
+                              WHERE m.operation = 'destroy_stray' AND x.company_id = m.company_id AND x.stray_id = m.id
+                                FOR NO KEY UPDATE SKIP LOCKED) AS s ON true
+         WHERE l.id IS NOT NULL OR r.id IS NOT NULL OR s.id IS NOT NULL
         ON CONFLICT DO NOTHING
         RETURNING 1
     )
