@@ -155,6 +155,51 @@ SELECT test.is('nothing to send', (c.verdict, c.code, c.params)::text, '(failed,
 SELECT leasehold_internal.complete_strays(-1, ARRAY[test.id('acme')], ARRAY[test.id('no stray')], ARRAY['failed'], ARRAY['gone'], 20, 1000, 3);
 SELECT test.is('nothing is left to do', count(*), 0) FROM leasehold_internal.calls AS c WHERE c.operation = 'destroy_stray';
 
+-- A resume that is answered with another resource: both that and the parked one are removed.
+CREATE FUNCTION test.resuming(key text, status text DEFAULT 'resuming') RETURNS void LANGUAGE sql AS $$
+    INSERT INTO leasehold.leases (company_id, id, environment_id, config_version, provider, status, end_status, disposition, policy, generation, ttl, provider_lease_id, acquire_by)
+    VALUES (test.id('acme'), test.id(key), test.id('swept'), 1, 'fake', status, CASE status WHEN 'releasing' THEN 'released' END, CASE status WHEN 'releasing' THEN 'delete' END, 'reuse_by_environment', 2, '1 hour', key || ' parked', now() + interval '1 hour');
+    INSERT INTO leasehold_internal.provider_resources (provider, provider_lease_id, company_id, lease_id) VALUES ('fake', key || ' parked', test.id('acme'), test.id(key));
+    INSERT INTO leasehold_internal.calls (company_id, subject_id, slot, operation, provider, shard, generation) VALUES (test.id('acme'), test.id(key), 'op', 'resume', 'fake', leasehold_internal.shard_of(test.id('acme')), 2);
+$$;
+SELECT test.resuming('other');
+SELECT test.is('applied', test.answer('other', 'resume', 'ok', 'other came'), 'applied');
+SELECT test.is('a new one is asked for', (l.status, l.generation, l.provider_lease_id)::text, '(acquiring,3,)') FROM leasehold.leases AS l WHERE l.id = test.id('other');
+SELECT test.is('the parked one is to be removed', test.stray('other parked'), 'a stray, resume_failed, queued; stray_found');
+SELECT test.is('so is the other', test.stray('other came'), 'a stray, resumed_instead, queued; stray_found');
+SELECT test.is('which was made for', (r.made_for = test.id('other')::text, r.generation, r.environment_id = test.id('swept'))::text, '(t,2,t)') FROM leasehold_internal.provider_resources AS r WHERE r.provider_lease_id = 'other came';
+SELECT test.is('told', (e.action, e.details ->> 'failureCode', e.details ->> 'failureReason')::text, '(environment.lease_resume_failed,another_resource,"the provider answered with another resource, ""other came""")')
+  FROM leasehold.audit_events AS e WHERE e.entity_id = test.id('other')::text;
+-- one that somebody else has is not touched
+SELECT test.resuming('others');
+SELECT test.is('applied', test.answer('others', 'resume', 'ok', 'other came'), 'applied');
+SELECT test.is('it is as it was', test.stray('other came'), 'a stray, resumed_instead, queued; stray_found');
+-- given back meanwhile: the lease goes on to its end with what it had
+SELECT test.resuming('other back', 'releasing');
+SELECT test.is('applied', test.answer('other back', 'resume', 'ok', 'other came too'), 'applied');
+SELECT test.is('the lease ends with its own', (l.status, l.generation, l.provider_lease_id)::text, '(releasing,2,"other back parked")') FROM leasehold.leases AS l WHERE l.id = test.id('other back');
+SELECT test.is('which is its own still', test.stray('other back parked'), 'of a lease; no events');
+SELECT test.is('the other is to be removed', test.stray('other came too'), 'a stray, resumed_instead, queued; stray_found');
+-- one that is gone is no stray
+SELECT test.resuming('other gone');
+SELECT test.is('applied', test.answer('other gone', 'resume', 'gone', NULL), 'applied');
+SELECT test.is('nothing is to be removed', test.stray('other gone parked'), 'nobody''s; no events');
+UPDATE leasehold.leases AS l SET status = CASE WHEN l.status = 'acquiring' THEN 'failed' ELSE 'released' END WHERE l.environment_id = test.id('swept') AND leasehold_internal.may_have_resource(l.status);
+DELETE FROM leasehold_internal.calls AS c USING leasehold.leases AS l WHERE l.environment_id = test.id('swept') AND c.subject_id = l.id;
+DELETE FROM leasehold_internal.provider_resources AS r USING leasehold.leases AS l WHERE l.environment_id = test.id('swept') AND r.lease_id = l.id;
+SELECT test.is('removed', test.removal(r.provider_lease_id, 'ok') LIKE 'nobody''s; % stray_removed', true) FROM leasehold_internal.provider_resources AS r WHERE r.stray_id IS NOT NULL;
+
+-- What is another installation's, or was the original's of a copy, is none, whatever the list says.
+SELECT i.id AS installation FROM leasehold_internal.installation AS i \gset
+SELECT test.is('another installation''s', test.page(jsonb_set(test.entry('box 3'), '{0,installationId}', to_jsonb(test.id('another')))), 0);
+SELECT test.is('this installation''s', test.page(jsonb_set(test.entry('box 3'), '{0,installationId}', to_jsonb(:'installation'::text))), 1);
+SELECT test.is('removed', test.removal('box 3', 'ok'), 'nobody''s; stray_found stray_removed');
+INSERT INTO leasehold.leases (company_id, id, environment_id, config_version, provider, status, ttl, provider_lease_id)
+VALUES (test.id('acme'), test.id('forgotten'), test.id('swept'), 1, 'fake', 'forgotten', '1 hour', 'box 4');
+SELECT test.is('the original''s, by its lease', test.page(test.entry('box 5', test.id('forgotten')::text)), 0);
+SELECT test.is('by its id', test.page(test.entry('box 4')), 0);
+SELECT test.is('nothing is to be removed', count(*), 0) FROM leasehold_internal.provider_resources AS r WHERE r.stray_id IS NOT NULL;
+
 SET ROLE regress_manager;
 SELECT test.works('then the environment can go', $$SELECT leasehold.delete_environment('swept')$$);
 RESET ROLE;

@@ -75,6 +75,8 @@ CREATE INDEX leases_live_by_workspace ON leasehold.leases (company_id, execution
     WHERE execution_workspace_id IS NOT NULL AND status IN ('acquiring', 'active', 'releasing', 'retained', 'resuming', 'pending_cleanup', 'irrevocable');
 CREATE INDEX leases_live_by_issue ON leasehold.leases (company_id, issue_id)
     WHERE issue_id IS NOT NULL AND status IN ('acquiring', 'active', 'releasing', 'retained', 'resuming', 'pending_cleanup', 'irrevocable');
+-- for sweeps after a fork
+CREATE INDEX leases_forgotten ON leasehold.leases (company_id, provider_lease_id) WHERE status = 'forgotten';
 CREATE INDEX leases_by_request_time ON leasehold.leases USING brin (requested_at);
 ALTER TABLE leasehold.leases SET (autovacuum_vacuum_scale_factor = 0.05, autovacuum_analyze_scale_factor = 0.02);
 

@@ -90,14 +90,17 @@ CREATE FUNCTION leasehold_internal.unclaimed_resources(company_id uuid, listed j
     RETURNS TABLE (provider_lease_id text, made_for text, generation integer)
     LANGUAGE plpgsql STABLE ROWS 100 AS $$
 #variable_conflict use_column
+DECLARE
+    v_installation text := (SELECT i.id FROM leasehold_internal.installation AS i LIMIT 1);
 BEGIN
     RETURN QUERY
     WITH held AS (
         SELECT h ->> 'providerLeaseId' AS provider_lease_id, h ->> 'leaseId' AS made_for,
                COALESCE((h ->> 'generation')::integer, 0) AS generation
           FROM pg_catalog.jsonb_array_elements(listed) AS h
-         -- a list may show other companies': those are for their own sweeps
-         WHERE COALESCE(h ->> 'companyId', unclaimed_resources.company_id::text) = unclaimed_resources.company_id::text
+         WHERE COALESCE(h ->> 'installationId', v_installation) = v_installation
+           -- a list may show other companies': those are for their own sweeps
+           AND COALESCE(h ->> 'companyId', unclaimed_resources.company_id::text) = unclaimed_resources.company_id::text
            AND (h ->> 'companyId' IS NOT NULL OR NOT EXISTS (
                 SELECT FROM leasehold.leases AS l
                  WHERE l.id::text = h ->> 'leaseId' AND l.company_id <> unclaimed_resources.company_id))
@@ -111,7 +114,14 @@ BEGIN
        AND NOT EXISTS (SELECT FROM leasehold.leases AS l
                         WHERE l.company_id = unclaimed_resources.company_id AND l.id::text = h.made_for
                           AND (l.provider_lease_id IS NULL OR l.provider_lease_id = h.provider_lease_id)
-                          AND leasehold_internal.may_have_resource(l.status));
+                          AND leasehold_internal.may_have_resource(l.status))
+       -- after a fork: those are the original's
+       AND NOT EXISTS (SELECT FROM leasehold.leases AS l
+                        WHERE l.company_id = unclaimed_resources.company_id AND l.status = 'forgotten'
+                          AND l.id::text = h.made_for)
+       AND NOT EXISTS (SELECT FROM leasehold.leases AS l
+                        WHERE l.company_id = unclaimed_resources.company_id AND l.status = 'forgotten'
+                          AND l.provider_lease_id = h.provider_lease_id);
 END
 $$;
 COMMENT ON FUNCTION leasehold_internal.unclaimed_resources(uuid, jsonb) IS
