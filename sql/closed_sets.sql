@@ -63,6 +63,7 @@ SELECT test.fails(label, statement, '23514')
                ('a limit below nothing', $$INSERT INTO leasehold.limits (company_id, name, value) VALUES (test.id('acme'), 'active_leases', -1)$$),
                ('a lease''s policy', $$INSERT INTO leasehold.leases (company_id, id, config_version, provider, ttl, policy) VALUES (test.id('acme'), test.id('none'), 1, 'fake', '1 hour', 'reuse_by_execution_workspace')$$),
                ('a lease''s generation', $$INSERT INTO leasehold.leases (company_id, id, config_version, provider, ttl, generation) VALUES (test.id('acme'), test.id('none'), 1, 'fake', '1 hour', 0)$$),
+               ('a lease that ends, and nobody knows what becomes of its resource', $$INSERT INTO leasehold.leases (company_id, id, config_version, provider, ttl, status, end_status) VALUES (test.id('acme'), test.id('none'), 1, 'fake', '1 hour', 'releasing', 'released')$$),
                ('a lease that ends without an end', $$INSERT INTO leasehold.leases (company_id, id, config_version, provider, ttl, status) VALUES (test.id('acme'), test.id('none'), 1, 'fake', '1 hour', 'releasing')$$),
                ('a run''s status', $$INSERT INTO leasehold_internal.runs (company_id, id, status, heartbeat_timeout) VALUES (test.id('acme'), test.id('none'), 'paused', '1 minute')$$),
                ('a call''s slot', $$INSERT INTO leasehold_internal.calls (company_id, subject_id, slot, operation, shard) VALUES (test.id('acme'), test.id('none'), 'other', 'acquire', 0)$$),

@@ -154,6 +154,7 @@ SELECT test.is('told', string_agg(e.action, ', ' ORDER BY e.occurred_at), 'insta
 SELECT test.is('how many still have to end', leasehold.drain_installation(), 1);
 SET ROLE regress_manager;
 SELECT test.refused('nothing new', $$SELECT leasehold.request_lease('plain')$$, 'worker_unavailable');
+SELECT test.refused('nothing that is there already either', $$SELECT leasehold.import_lease('plain', 'sandbox://elsewhere/drained')$$, 'worker_unavailable');
 SELECT test.eventually('it ends', $$SELECT test.lease('o new')$$, 'released');
 SET ROLE regress_admin;
 SELECT test.is('nothing is left', leasehold.drain_installation(), 0);

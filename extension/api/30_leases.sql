@@ -43,7 +43,7 @@ CREATE TABLE leasehold.leases (
     FOREIGN KEY (company_id, issue_id) REFERENCES leasehold_internal.issues,
     FOREIGN KEY (company_id, execution_workspace_id) REFERENCES leasehold_internal.execution_workspaces,
     CHECK (generation > 0),
-    CHECK (status NOT IN ('releasing', 'pending_cleanup', 'irrevocable') OR end_status IS NOT NULL)
+    CHECK (status NOT IN ('releasing', 'pending_cleanup', 'irrevocable') OR end_status IS NOT NULL AND disposition IS NOT NULL)
 ) WITH (fillfactor = 80);
 COMMENT ON TABLE leasehold.leases IS 'One row per resource that a provider gave, or is asked for';
 COMMENT ON COLUMN leasehold.leases.adapter_type IS 'The agent''s, or what the provider says it made the resource for; a plugin''s resource without one is not reused';

@@ -16,6 +16,15 @@ END
 $$;
 COMMENT ON FUNCTION leasehold_internal.refuse_unknown_lease(uuid) IS 'The error for a lease that is not there';
 
+CREATE FUNCTION leasehold_internal.refuse_while_draining() RETURNS void
+    LANGUAGE plpgsql VOLATILE AS $$
+BEGIN
+    PERFORM leasehold_internal.refuse('worker_unavailable', 'the installation is being drained',
+        'An administrator can end this with resume_worker().');
+END
+$$;
+COMMENT ON FUNCTION leasehold_internal.refuse_while_draining() IS 'The error for new leases of an installation that is being drained';
+
 CREATE FUNCTION leasehold_internal.request_lease(
         environment text, agent_id uuid DEFAULT NULL, issue_id uuid DEFAULT NULL, run_id uuid DEFAULT NULL,
         execution_workspace_id uuid DEFAULT NULL, ttl interval DEFAULT '1 hour', idle_timeout interval DEFAULT NULL,
@@ -52,8 +61,7 @@ BEGIN
     END IF;
 
     IF leasehold_internal.is_draining() THEN
-        PERFORM leasehold_internal.refuse('worker_unavailable', 'the installation is being drained',
-            'An administrator can end this with resume_worker().');
+        PERFORM leasehold_internal.refuse_while_draining();
     END IF;
 
     IF idempotency_key IS NOT NULL THEN
@@ -143,7 +151,7 @@ BEGIN
         END IF;
         v_earlier := leasehold_internal.resume_parked_lease(v_company, v_environment.id,
             v_environment.config_version, v_environment.provider_version, v_agent, v_adapter, v_workspace,
-            v_issue, request_lease.run_id, v_ttl, request_lease.idle_timeout, v_acquire);
+            v_issue, request_lease.run_id, v_ttl, request_lease.idle_timeout, v_on_limit = 'fail', v_acquire);
         IF v_earlier IS NOT NULL THEN
             UPDATE leasehold_internal.idempotency_keys AS k SET result = v_earlier
              WHERE k.company_id = v_company AND k.function_name = 'request_lease'
@@ -191,7 +199,7 @@ SELECT leasehold_internal.publish('leasehold_internal.request_lease', 'instant',
 CREATE FUNCTION leasehold_internal.resume_parked_lease(
         company_id uuid, environment_id uuid, config_version integer, provider_version text, agent_id uuid,
         adapter_type text, execution_workspace_id uuid, issue_id uuid, run_id uuid, ttl interval,
-        idle_timeout interval, acquire_timeout interval)
+        idle_timeout interval, fail_on_limit boolean, acquire_timeout interval)
     RETURNS uuid LANGUAGE plpgsql VOLATILE AS $$
 #variable_conflict use_column
 DECLARE
@@ -231,7 +239,7 @@ BEGIN
                idle_timeout = resume_parked_lease.idle_timeout, requested_at = pg_catalog.now(),
                acquire_by = pg_catalog.now() + resume_parked_lease.acquire_timeout,
                end_status = NULL, disposition = NULL, ended_at = NULL, failure_code = NULL, failure_reason = NULL,
-               fail_on_limit = false, cleanup_status = NULL, attempts = 0, requested_by = leasehold.acting_role()
+               fail_on_limit = resume_parked_lease.fail_on_limit, cleanup_status = NULL, attempts = 0, requested_by = leasehold.acting_role()
           FROM chosen
          WHERE l.company_id = resume_parked_lease.company_id AND l.id = chosen.id
         RETURNING l.*
@@ -256,7 +264,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION leasehold_internal.resume_parked_lease(uuid, uuid, integer, text, uuid, text, uuid, uuid, uuid,
-                                                           interval, interval, interval) IS
+                                                           interval, interval, boolean, interval) IS
     'Takes a parked lease that fits into use again, or returns NULL';
 
 -- Ends leases: the one way from "in use" to "over", for one lease or thousands.
@@ -619,6 +627,9 @@ BEGIN
     PERFORM leasehold_internal.check_interval('ttl', import_lease.ttl, '1 second', '365 days');
     PERFORM leasehold_internal.check_interval('idle_timeout', import_lease.idle_timeout, '1 second', '365 days');
     PERFORM leasehold_internal.check_object('metadata', import_lease.metadata);
+    IF leasehold_internal.is_draining() THEN
+        PERFORM leasehold_internal.refuse_while_draining();
+    END IF;
     -- locked as the foreign key would, but before, so that a deletion meanwhile is seen
     SELECT e.* INTO v_environment FROM leasehold_internal.environments AS e
      WHERE e.company_id = v_company AND e.key = environment FOR KEY SHARE;
@@ -686,7 +697,9 @@ BEGIN
     IF v_lease.status = 'irrevocable' AND (v_lease.provider_lease_id IS NOT NULL
            OR leasehold_internal.provider_looks_up(v_lease.provider)) THEN
         UPDATE leasehold.leases AS l
-           SET status = 'pending_cleanup', attempts = 0, cleanup_status = 'pending'
+           SET status = 'pending_cleanup', attempts = 0, cleanup_status = 'pending', disposition = 'delete',
+               -- what could not be parked is removed
+               end_status = CASE WHEN l.end_status = 'retained' THEN 'released' ELSE l.end_status END
          WHERE l.company_id = v_company AND l.id = v_lease.id;
         INSERT INTO leasehold_internal.calls AS c
                (company_id, subject_id, slot, operation, provider, shard, generation, look_up)

@@ -221,7 +221,7 @@ BEGIN
                                WHERE r.provider_lease_id = st.provider_lease_id AND r.lease_id IS NOT NULL)
                  THEN 'resource_taken' END
             WHEN p.key IS NULL THEN 'provider_unusable'
-            WHEN c.payload ? 'limit' THEN 'quota_exceeded'
+            WHEN c.operation IN ('acquire', 'resume') AND c.payload ? 'limit' THEN 'quota_exceeded'
             WHEN c.operation = 'acquire' AND c.look_up AND NOT (p.plugin_key IS NULL
                  OR 'environmentFindLease' = ANY (g.supported_methods)) THEN 'acquire_outcome_unknown'
             WHEN c.operation = 'acquire' AND NOT c.look_up AND l.acquire_by < pg_catalog.clock_timestamp() THEN 'acquire_timeout'

@@ -28,6 +28,7 @@ COMMENT ON FUNCTION leasehold_internal.backoff(integer, integer, integer) IS
 --   cleanup    could not be removed yet: try again after a pause
 --   fail       the request has failed
 --   end        over, with nothing left at the provider but what was parked
+--   park       the limits leave no place to take the parked resource into use
 --   irrevocable
 CREATE FUNCTION leasehold_internal.decide(
         operation text, look_up boolean, outcome text, status text, attempts integer, in_time boolean,
@@ -156,7 +157,9 @@ BEGIN
                CASE WHEN c.operation = 'acquire' AND a.outcome = 'ok' AND l.policy = 'reuse_by_environment'
                          AND l.adapter_type IS NULL
                     THEN COALESCE(pg_catalog.left(a.metadata::jsonb ->> 'adapterType', 200), '') END AS new_adapter,
-               COALESCE(c.payload ? 'destroy', false) AS then_destroy,
+               COALESCE(c.payload ? 'destroy', false) AS then_destroy, COALESCE(c.payload ? 'limit', false) AS no_place,
+               -- what was destroyed is not parked, even if it should have been
+               c.operation = 'release' AND a.outcome = 'ok' AND l.end_status = 'retained' AS parked,
                -- during a look-up the lease remembers how often it was asked for
                (l.acquire_by IS NULL OR l.acquire_by > pg_catalog.clock_timestamp())
                AND (NOT c.look_up OR l.attempts < acquire_attempts) AS in_time,
@@ -189,6 +192,7 @@ BEGIN
                          THEN CASE WHEN a.old_status = 'acquiring' THEN 'fail' ELSE 'end' END
                          -- it was parked, but is to be deleted meanwhile
                          WHEN a.then_destroy AND a.decision = 'end' AND a.outcome = 'ok' THEN 'dispose'
+                         WHEN a.no_place AND a.decision = 'reacquire' THEN 'park'
                          ELSE a.decision END AS step,
                pg_catalog.clock_timestamp() + GREATEST(
                    leasehold_internal.backoff(a.attempts, base_ms, most_ms),
@@ -203,8 +207,8 @@ BEGIN
                    WHEN 'cleanup' THEN 'pending_cleanup'
                    WHEN 'fail' THEN 'failed'
                    WHEN 'irrevocable' THEN 'irrevocable'
-                   WHEN 'end' THEN CASE WHEN l.end_status = 'retained' AND s.outcome <> 'ok' THEN 'released'
-                                        WHEN l.end_status = 'retained' AND s.operation = 'acquire' THEN 'released'
+                   WHEN 'park' THEN 'retained'
+                   WHEN 'end' THEN CASE WHEN l.end_status = 'retained' AND NOT s.parked THEN 'released'
                                         ELSE COALESCE(l.end_status, 'released') END
                    ELSE l.status END,
                generation = l.generation + CASE WHEN s.step = 'reacquire' THEN 1 ELSE 0 END,
@@ -226,7 +230,7 @@ BEGIN
                provider_expires_at = CASE WHEN s.outcome = 'ok' AND s.step IN ('activate', 'dispose') THEN s.expires_at
                                           ELSE l.provider_expires_at END,
                -- a parked resource waits for its next use as long as a lease may live
-               expires_at = CASE WHEN s.step = 'end' AND l.end_status = 'retained' THEN
+               expires_at = CASE WHEN s.step = 'end' AND s.parked THEN
                    pg_catalog.clock_timestamp()
                    + CASE WHEN v_ceilings THEN leasehold_internal.ttl_ceiling(l.company_id, l.environment_id, l.provider)
                           ELSE interval '24 hours' END
@@ -236,19 +240,23 @@ BEGIN
                                          ELSE interval '24 hours' END),
                          s.expires_at)
                    ELSE l.expires_at END,
-               end_status = CASE WHEN s.step IN ('fail', 'irrevocable') THEN COALESCE(l.end_status, 'failed') ELSE l.end_status END,
-               ended_at = CASE WHEN s.step IN ('fail', 'end') THEN pg_catalog.clock_timestamp() ELSE l.ended_at END,
-               cleanup_status = CASE WHEN s.step = 'end' THEN 'success'
+               end_status = CASE WHEN s.step = 'park' THEN 'retained'
+                                 WHEN s.step IN ('fail', 'irrevocable') THEN COALESCE(l.end_status, 'failed') ELSE l.end_status END,
+               -- what is found after all was asked for by somebody who has given up
+               disposition = CASE WHEN s.step = 'park' THEN 'stop'
+                                  WHEN s.step = 'irrevocable' THEN COALESCE(l.disposition, 'delete') ELSE l.disposition END,
+               ended_at = CASE WHEN s.step IN ('fail', 'end', 'park') THEN pg_catalog.clock_timestamp() ELSE l.ended_at END,
+               cleanup_status = CASE WHEN s.step IN ('end', 'park') THEN 'success'
                                      WHEN s.step IN ('cleanup', 'irrevocable') THEN 'failed' ELSE l.cleanup_status END,
                failure_code = CASE WHEN s.taken THEN 'resource_taken'
                                    WHEN s.step = 'fail' AND s.look_up THEN 'lease_acquire_failed'
-                                   WHEN s.step IN ('fail', 'cleanup', 'irrevocable', 'reacquire')
+                                   WHEN s.step IN ('fail', 'cleanup', 'irrevocable', 'reacquire', 'park')
                                         THEN COALESCE(CASE WHEN s.step = 'irrevocable' AND s.operation = 'acquire'
                                                            THEN 'acquire_outcome_unknown' END, s.code, l.failure_code)
                                    WHEN s.step = 'activate' THEN NULL ELSE l.failure_code END,
                failure_reason = CASE WHEN s.taken THEN 'the provider answered with a resource that another lease holds or that is to be removed'
                                      WHEN s.step = 'fail' AND s.look_up THEN COALESCE(s.last_error, s.message)
-                                     WHEN s.step IN ('fail', 'cleanup', 'irrevocable') AND l.failure_reason IS NULL
+                                     WHEN s.step IN ('fail', 'cleanup', 'irrevocable', 'park') AND l.failure_reason IS NULL
                                           THEN s.message
                                      WHEN s.step = 'activate' THEN NULL ELSE l.failure_reason END,
                attempts = CASE WHEN s.step IN ('again', 'later') AND s.look_up THEN l.attempts
@@ -264,7 +272,7 @@ BEGIN
         DELETE FROM leasehold_internal.calls AS c
          USING lease AS l
          WHERE c.company_id = l.company_id AND c.subject_id = l.id
-           AND (c.slot = 'op' AND l.step IN ('activate', 'fail', 'end', 'irrevocable')
+           AND (c.slot = 'op' AND l.step IN ('activate', 'fail', 'end', 'irrevocable', 'park')
                 OR c.slot = 'timer' AND l.step IN ('fail', 'end', 'irrevocable', 'dispose') AND l.status <> 'retained')
     ), next AS (
         UPDATE leasehold_internal.calls AS c
@@ -337,6 +345,7 @@ BEGIN
                            WHEN 'cleanup' THEN 'environment.lease_cleanup_failed'
                            WHEN 'look_up' THEN 'environment.lease_outcome_unknown'
                            WHEN 'reacquire' THEN 'environment.lease_resume_failed'
+                           WHEN 'park' THEN 'environment.lease_resume_failed'
                            ELSE 'environment.lease_call_failed' END,
                'environment_lease', l.id::text, l.agent_id, l.issue_id, l.run_id,
                CASE WHEN l.step = 'activate'
@@ -352,14 +361,14 @@ BEGIN
                END
           FROM lease AS l
          -- of a series of failing tries the first is told
-         WHERE l.step IN ('activate', 'end', 'fail', 'irrevocable', 'look_up', 'reacquire')
+         WHERE l.step IN ('activate', 'end', 'fail', 'irrevocable', 'look_up', 'reacquire', 'park')
             OR l.attempt = 1 AND l.step IN ('later', 'cleanup')
     )
     SELECT a.company_id, a.id,
            CASE WHEN l.id IS NOT NULL THEN 'applied'
                 WHEN a.locked = 0 THEN 'locked'
                 ELSE 'stale' END,
-           COALESCE(l.step IN ('end', 'fail'), false)
+           COALESCE(l.step IN ('end', 'fail', 'park'), false)
       FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids), pg_catalog.unnest(v_locked))
            AS a (company_id, id, locked)
       LEFT JOIN lease AS l ON l.company_id = a.company_id AND l.id = a.id;
