@@ -63,8 +63,9 @@ COMMENT ON FUNCTION leasehold_internal.decide(text, boolean, text, text, integer
     'What an outcome means for a lease';
 
 -- Notes which leases hold these resources.  One that another lease holds, or that
--- is to be removed, is not this lease's.  Who holds one without having committed decides for that resource
--- alone: returns the places in the arrays of those that it has to be waited for.
+-- is to be removed, is not this lease's.  Who holds one without having committed
+-- decides for that resource alone: returns the places in the arrays of those that
+-- it has to be waited for.
 CREATE FUNCTION leasehold_internal.claim_resources(
         providers text[], provider_lease_ids text[], company_ids uuid[], lease_ids uuid[])
     RETURNS integer[] LANGUAGE plpgsql VOLATILE
@@ -192,6 +193,7 @@ BEGIN
                          THEN CASE WHEN a.old_status = 'acquiring' THEN 'fail' ELSE 'end' END
                          -- it was parked, but is to be deleted meanwhile
                          WHEN a.then_destroy AND a.decision = 'end' AND a.outcome = 'ok' THEN 'dispose'
+                         -- it could be resumed, if only there were a place for it
                          WHEN a.no_place AND a.decision = 'reacquire' THEN 'park'
                          ELSE a.decision END AS step,
                pg_catalog.clock_timestamp() + GREATEST(
