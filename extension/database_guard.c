@@ -49,6 +49,32 @@ PG_FUNCTION_INFO_V1(leasehold_guard_drop);
 
 #define STAND_ASIDE_LIMIT_MS	5000
 
+/* A table that knows of what providers may hold. */
+typedef struct GuardedTable
+{
+	const char *schema;
+	const char *name;
+	const char *count_query;	/* qualified throughout: the search path is that of whoever drops */
+	const char *one;			/* what is said of the count */
+	const char *several;
+	const char *hint;
+} GuardedTable;
+
+static const GuardedTable guarded_tables[] = {
+	{"leasehold", "leases",
+		"SELECT pg_catalog.count(*) FROM leasehold.leases"
+		" WHERE status::pg_catalog.text OPERATOR(pg_catalog.=) ANY ('{acquiring, active, releasing,"
+		" retained, resuming, pending_cleanup, irrevocable}'::pg_catalog.text[])",
+		"cannot drop extension leasehold while %lld lease may have a remote resource",
+		"cannot drop extension leasehold while %lld leases may have a remote resource",
+	"Call leasehold.drain_installation() and wait for the leases to end, or set leasehold.allow_drop to abandon the resources."},
+	{"leasehold_internal", "provider_resources",
+		"SELECT pg_catalog.count(*) FROM leasehold_internal.provider_resources WHERE stray_id IS NOT NULL",
+		"cannot drop extension leasehold while %lld resource of no lease is to be removed",
+		"cannot drop extension leasehold while %lld resources of no lease are to be removed",
+	"See leasehold.doctor() for what is in the way, or set leasehold.allow_drop to abandon the resources."},
+};
+
 static ProcessUtility_hook_type prev_process_utility = NULL;
 static object_access_hook_type prev_object_access = NULL;
 static SharedDatabase *held_entry = NULL;	/* whose workers this transaction holds off */
@@ -63,8 +89,8 @@ static const char *database_needed_alone(Node *statement);
 static void stand_aside(const char *database);
 static bool workers_gone(SharedDatabase *entry, bool terminate);
 static void come_back(ResourceReleasePhase phase, bool isCommit, bool isTopLevel, void *arg);
-static bool is_our_leases(Oid relid);
-static void guard_leases(void);
+static const GuardedTable *guarded_table(Oid relid);
+static void guard_resources(const GuardedTable *table);
 
 void
 database_guard_init(void)
@@ -220,32 +246,46 @@ guard_object_access(ObjectAccessType access, Oid classId, Oid objectId, int subI
 	if (prev_object_access)
 		prev_object_access(access, classId, objectId, subId, arg);
 
-	if (access == OAT_DROP && classId == RelationRelationId && subId == 0 && is_our_leases(objectId))
-		guard_leases();
+	if (access == OAT_DROP && classId == RelationRelationId && subId == 0)
+	{
+		const GuardedTable *table = guarded_table(objectId);
+
+		if (table != NULL)
+			guard_resources(table);
+	}
 }
 
-/* Whether a table that is about to be dropped is leasehold.leases. */
-static bool
-is_our_leases(Oid relid)
+/* What is to be known of a table that is about to be dropped; NULL if it is not guarded. */
+static const GuardedTable *
+guarded_table(Oid relid)
 {
 	char	   *name = get_rel_name(relid);
-	char	   *schema = name && strcmp(name, "leases") == 0 ? get_namespace_name(get_rel_namespace(relid)) : NULL;
 	Oid			extension;
 
-	if (schema == NULL || strcmp(schema, "leasehold") != 0)
-		return false;
-	extension = getExtensionOfObject(RelationRelationId, relid);
-	return OidIsValid(extension) && extension == get_extension_oid("leasehold", true);
+	for (int i = 0; name != NULL && i < (int) lengthof(guarded_tables); i++)
+	{
+		char	   *schema;
+
+		if (strcmp(name, guarded_tables[i].name) != 0)
+			continue;
+		schema = get_namespace_name(get_rel_namespace(relid));
+		if (schema == NULL || strcmp(schema, guarded_tables[i].schema) != 0)
+			continue;
+		extension = getExtensionOfObject(RelationRelationId, relid);
+		if (OidIsValid(extension) && extension == get_extension_oid("leasehold", true))
+			return &guarded_tables[i];
+	}
+	return NULL;
 }
 
 /*
- * Refuses the drop while leases may have a resource.  The table can be dropped
- * only with the extension, and is locked by now, so the answer is still true at
- * commit; when the extension itself is dropped, the table is gone already.
- * Functions of ours may be gone, too.
+ * Refuses the drop while providers may hold something that the table knows of.
+ * The table can be dropped only with the extension, and is locked by now, so
+ * the answer is still true at commit; when the extension itself is dropped, the
+ * table is gone already.  Functions and other tables of ours may be gone, too.
  */
 static void
-guard_leases(void)
+guard_resources(const GuardedTable *table)
 {
 	int			ret;
 	int64		count = 0;
@@ -256,15 +296,12 @@ guard_leases(void)
 		return;
 
 	GetUserIdAndSecContext(&save_user, &save_sec_context);
-	/* count every company's leases: row security must not hide any */
+	/* count every company's: row security must not hide any */
 	SetUserIdAndSecContext(BOOTSTRAP_SUPERUSERID,
 						   save_sec_context | SECURITY_LOCAL_USERID_CHANGE | SECURITY_RESTRICTED_OPERATION);
 	SPI_connect();
 	PushActiveSnapshot(GetLatestSnapshot());
-	/* qualified throughout: the search path is that of whoever drops */
-	ret = SPI_execute("SELECT pg_catalog.count(*) FROM leasehold.leases"
-					  " WHERE status::pg_catalog.text OPERATOR(pg_catalog.=) ANY ('{acquiring, active, releasing,"
-					  " retained, resuming, pending_cleanup, irrevocable}'::pg_catalog.text[])", true, 0);
+	ret = SPI_execute(table->count_query, true, 0);
 	if (ret == SPI_OK_SELECT && SPI_processed == 1)
 	{
 		bool		isnull;
@@ -278,8 +315,6 @@ guard_leases(void)
 	if (count > 0)
 		ereport(ERROR,
 				(leasehold_error(LHE_DROP_GUARDED),
-				 errmsg_plural("cannot drop extension leasehold while %lld lease may have a remote resource",
-							   "cannot drop extension leasehold while %lld leases may have a remote resource",
-							   (unsigned long) count, (long long) count),
-				 errhint("Call leasehold.drain_installation() and wait for the leases to end, or set leasehold.allow_drop to abandon the resources.")));
+				 errmsg_plural(table->one, table->several, (unsigned long) count, (long long) count),
+				 errhint("%s", table->hint)));
 }

@@ -53,6 +53,7 @@ static const Transition transitions[] = {
 	{"resuming", "active", "the provider resumed the resource"},
 	{"resuming", "acquiring", "the parked resource is of no use: a new one is asked for"},
 	{"resuming", "releasing", "given back while the call was out"},
+	{"resuming", "retained", "there is no place for it under a limit, and the request did not want to wait"},
 	{"resuming", "forgotten", "fork_installation()"},
 	{"pending_cleanup", "released", "a later try removed the resource"},
 	{"pending_cleanup", "retained", "a later try parked the resource"},

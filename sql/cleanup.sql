@@ -49,6 +49,23 @@ SELECT test.is('all is told', test.events('stuck'),
 SELECT test.is('nothing is left of it', count(*), 0) FROM leasehold.cleanup_backlog AS b WHERE b.lease_id = test.id('stuck');
 SELECT test.refused('nothing is to be tried again', $$SELECT leasehold.retry_lease(test.id('stuck'))$$, 'wrong_state');
 
+-- What could not be parked is removed by the retry, and not parked then.
+SET ROLE regress_manager;
+SELECT leasehold.create_environment('stuck3', 'fake', '{"releaseFailTimes": 1000, "image": "stuck3"}') IS NOT NULL AS made;
+SELECT leasehold.request_lease('stuck3', lease_id => test.id('to be kept')) = test.id('to be kept') AS requested;
+SELECT test.is('active', (leasehold.wait_for_lease(test.id('to be kept'), '30 seconds')).status, 'active');
+SELECT test.is('to be kept', leasehold.release_lease(test.id('to be kept'), 'keep'), 'releasing');
+SELECT test.is('irrevocable', (leasehold.wait_for_lease(test.id('to be kept'), '30 seconds')).status, 'irrevocable');
+RESET ROLE;
+UPDATE leasehold_internal.environment_configs SET config = '{}' WHERE config ->> 'image' = 'stuck3';
+SET ROLE regress_manager;
+SELECT test.is('tried again', leasehold.retry_lease(test.id('to be kept')), 'pending_cleanup');
+SELECT test.is('removed', (leasehold.wait_for_lease(test.id('to be kept'), '30 seconds')).status, 'released');
+SELECT test.is('as it was asked for', (l.end_status, l.disposition, l.cleanup_status)::text, '(released,delete,success)') FROM leasehold.leases AS l WHERE l.id = test.id('to be kept');
+RESET ROLE;
+SELECT test.is('its resource is nobody''s', count(*), 0) FROM leasehold_internal.provider_resources AS r WHERE r.lease_id = test.id('to be kept');
+SET ROLE regress_user;
+
 -- Written off: only what is irrevocable, with a reason, by a manager.
 SELECT leasehold.request_lease('stuck2', lease_id => test.id('lost')) = test.id('lost') AS requested;
 SELECT test.is('active', (leasehold.wait_for_lease(test.id('lost'), '30 seconds')).status, 'active');
@@ -100,4 +117,30 @@ SELECT test.is('irrevocable, for that reason', (w.status, w.failure_code, w.prov
 SELECT test.is('all is told, the look-ups'' series with its first; nothing was asked for twice', test.events('unknown'), 'requested outcome_unknown call_failed irrevocable');
 SELECT leasehold.write_off_lease(test.id('unknown'), 'it was not there');
 SELECT test.is('written off', test.lease('unknown'), 'written_off');
+RESET ROLE;
+
+-- Found after all, it is deleted, even where a plain release would park it.
+SET ROLE regress_manager;
+SELECT leasehold.create_environment('mute2', 'fake', '{"loseAnswerTimes": 1, "lookup": false, "reuseLease": true}') IS NOT NULL AS made;
+SELECT leasehold.request_lease('mute2', lease_id => test.id('found late')) = test.id('found late') AS requested;
+SELECT test.is('irrevocable', (leasehold.wait_for_lease(test.id('found late'), '30 seconds')).status, 'irrevocable');
+SELECT test.is('to be deleted', (l.end_status, l.disposition)::text, '(failed,delete)') FROM leasehold.leases AS l WHERE l.id = test.id('found late');
+SET ROLE regress_admin;
+SELECT leasehold.pause_worker('cleanup.sql');
+RESET ROLE;
+SELECT test.eventually('paused', $$SELECT s.state FROM leasehold.status() AS s WHERE s.area = 'worker'$$, 'paused');
+SET client_min_messages = error;
+SELECT test.is('looked up again', leasehold.retry_lease(test.id('found late'), company => 'acme'), 'pending_cleanup');
+RESET client_min_messages;
+CREATE FUNCTION pg_temp.claim() RETURNS text LANGUAGE sql AS $$
+    SELECT concat_ws(' ', c.method, c.params::jsonb -> 'leasehold' ->> 'disposition') FROM leasehold_internal.claim_calls(-1, ARRAY[test.id('acme')], ARRAY[test.id('found late')], ARRAY['op'], 30000) AS c $$;
+SELECT test.is('the look-up', pg_temp.claim(), 'environmentFindLease');
+SELECT test.is('it is there', c.applied, 'applied') FROM leasehold_internal.complete_calls(-1, ARRAY[test.id('acme')], ARRAY[test.id('found late')], ARRAY[1], ARRAY['ok'], ARRAY['sandbox://found/late'],
+    ARRAY[NULL], ARRAY[NULL]::timestamptz[], ARRAY[NULL], ARRAY[NULL], ARRAY[0]::bigint[], 20, 1000, 3, 3) AS c;
+BEGIN;
+SELECT test.is('what is sent', pg_temp.claim(), 'environmentDestroyLease delete');
+ROLLBACK;
+SET ROLE regress_admin;
+SELECT leasehold.resume_worker();
+SELECT test.eventually('removed', $$SELECT test.lease('found late')$$, 'failed');
 RESET ROLE;

@@ -16,7 +16,7 @@ INSERT INTO wanted VALUES
     ('leasehold.cleanup_status', '{pending,success,failed}'),
     ('leasehold.limit_name', '{active_leases,concurrent_calls,concurrent_commands,lease_ttl_max,lease_starts_per_minute,output_bytes,resolves_per_minute}'),
     ('leasehold_internal.call_operation', '{acquire,resume,release,destroy,destroy_stray,initialize,reconcile,lease_deadline,run_deadline,places}'),
-    ('leasehold_internal.call_slot', '{op,timer,run_timer}'),
+    ('leasehold_internal.call_slot', '{op,sweep,timer,run_timer}'),
     ('leasehold_internal.call_state', '{queued,started,waiting,quarantined}'),
     ('leasehold.object_key', '{a,0,acme,a.b-c_d,9.9,aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa}');
 
@@ -64,6 +64,7 @@ SELECT test.fails(label, statement, '23514')
                ('a limit below nothing', $$INSERT INTO leasehold.limits (company_id, name, value) VALUES (test.id('acme'), 'active_leases', -1)$$),
                ('a lease''s policy', $$INSERT INTO leasehold.leases (company_id, id, config_version, provider, ttl, policy) VALUES (test.id('acme'), test.id('none'), 1, 'fake', '1 hour', 'reuse_by_execution_workspace')$$),
                ('a lease''s generation', $$INSERT INTO leasehold.leases (company_id, id, config_version, provider, ttl, generation) VALUES (test.id('acme'), test.id('none'), 1, 'fake', '1 hour', 0)$$),
+               ('a lease that ends, and nobody knows what becomes of its resource', $$INSERT INTO leasehold.leases (company_id, id, config_version, provider, ttl, status, end_status) VALUES (test.id('acme'), test.id('none'), 1, 'fake', '1 hour', 'releasing', 'released')$$),
                ('a lease that ends without an end', $$INSERT INTO leasehold.leases (company_id, id, config_version, provider, ttl, status) VALUES (test.id('acme'), test.id('none'), 1, 'fake', '1 hour', 'releasing')$$),
                ('a run''s status', $$INSERT INTO leasehold_internal.runs (company_id, id, status, heartbeat_timeout) VALUES (test.id('acme'), test.id('none'), 'paused', '1 minute')$$),
                ('a call''s slot', $$INSERT INTO leasehold_internal.calls (company_id, subject_id, slot, operation, shard) VALUES (test.id('acme'), test.id('none'), 'other', 'acquire', 0)$$),

@@ -110,6 +110,12 @@ BEGIN
     END LOOP;
 END
 $$;
+-- a resource of no lease that is to be removed counts, too
+INSERT INTO leasehold_internal.provider_resources (provider, provider_lease_id, company_id, stray_id, environment_id, config_version, generation, reason)
+SELECT 'nobody', 'box', e.company_id, e.id, e.id, 1, 1, 'no_lease' FROM leasehold_internal.environments AS e WHERE e.key = 'plain';
+DROP EXTENSION leasehold;
+SELECT leasehold.drain_installation() AS draining;
+DELETE FROM leasehold_internal.provider_resources WHERE provider = 'nobody';
 DROP EXTENSION leasehold;
 SELECT count(*) AS roles FROM pg_roles WHERE rolname LIKE 'leasehold\_%';
 SELECT count(*) AS schemas FROM pg_namespace WHERE nspname LIKE 'leasehold%';

@@ -152,6 +152,41 @@ UPDATE leasehold_internal.lease_starts SET started_at = started_at - interval '1
 SET ROLE regress_user;
 SELECT test.is('then it starts', (leasehold.wait_for_lease(test.id('m3'), '30 seconds')).status, 'active');
 
+-- Who would rather fail than wait does not get a parked resource either, if another takes the last place; it is parked as before.
+SET ROLE regress_manager;
+SELECT leasehold.create_environment('tight-park', 'fake') IS NOT NULL AS made;
+SELECT leasehold.upsert_agent(test.id('tight agent')) IS NOT NULL AND leasehold.upsert_execution_workspace(test.id('tight ws')) IS NOT NULL AS made;
+SELECT leasehold.start_run(run_id => test.id(r), agent_id => test.id('tight agent'), execution_workspace_id => test.id('tight ws')) IS NOT NULL AS started FROM unnest(ARRAY['parking run 1', 'parking run 2', 'parking run 3']) AS r;
+SELECT leasehold.request_lease('tight-park', policy => 'reuse_by_environment', run_id => test.id('parking run 1'), lease_id => test.id('parked')) = test.id('parked') AS requested;
+SELECT test.is('active', (leasehold.wait_for_lease(test.id('parked'), '30 seconds')).status, 'active');
+SELECT test.is('given back', leasehold.release_lease(test.id('parked')), 'releasing');
+SELECT test.is('parked', (leasehold.wait_for_lease(test.id('parked'), '30 seconds')).status, 'retained');
+SELECT l.provider_lease_id AS resource, l.expires_at AS expires FROM leasehold.leases AS l WHERE l.id = test.id('parked') \gset
+SET ROLE regress_admin;
+SELECT leasehold.set_limit('active_leases', 1, company => 'acme', environment => 'tight-park');
+SELECT leasehold.pause_worker('limits.sql');
+SET client_min_messages = error;
+SET ROLE regress_manager;
+SELECT leasehold.request_lease('tight-park', lease_id => test.id('taker')) = test.id('taker') AS requested;
+SELECT test.is('both were in time', leasehold.request_lease('tight-park', policy => 'reuse_by_environment', run_id => test.id('parking run 2'), on_limit => 'fail'), test.id('parked'));
+RESET client_min_messages;
+SET ROLE regress_admin;
+SELECT leasehold.resume_worker();
+SET ROLE regress_manager;
+SELECT test.is('one gets the place', (leasehold.wait_for_lease(test.id('taker'), '30 seconds')).status, 'active');
+SELECT test.is('the other does not wait', (w.status, w.done, w.generation, w.failure_code, w.failure_reason)::text, '(retained,t,2,quota_exceeded,"the limit active_leases is reached")') FROM leasehold.wait_for_lease(test.id('parked'), '30 seconds') AS w;
+SELECT test.is('it is parked as before', (l.provider_lease_id = :'resource', l.expires_at = :'expires', l.end_status, l.disposition, l.cleanup_status, l.waiting_for)::text, '(t,t,retained,stop,success,)') FROM leasehold.leases AS l WHERE l.id = test.id('parked');
+SELECT test.is('told', test.events('parked'), 'requested acquired release_requested released resume_requested resume_failed');
+RESET ROLE;
+SELECT test.is('until its time is over', (c.operation, c.due_at = :'expires')::text, '(lease_deadline,t)') FROM leasehold_internal.calls AS c WHERE c.subject_id = test.id('parked');
+SET ROLE regress_manager;
+SELECT test.is('a place becomes free', leasehold.release_lease(test.id('taker')), 'releasing');
+SELECT test.is('free', (leasehold.wait_for_lease(test.id('taker'), '30 seconds')).status, 'released');
+SELECT test.is('then it is taken', leasehold.request_lease('tight-park', policy => 'reuse_by_environment', run_id => test.id('parking run 3'), on_limit => 'fail'), test.id('parked'));
+SELECT test.is('into use again', (w.status, w.generation, w.failure_code, w.provider_lease_id = :'resource')::text, '(active,3,,t)') FROM leasehold.wait_for_lease(test.id('parked'), '30 seconds') AS w;
+SELECT leasehold.destroy_lease(test.id('parked')) IS NOT NULL AS destroyed;
+SELECT test.is('gone', (leasehold.wait_for_lease(test.id('parked'), '30 seconds')).status, 'expired');
+
 -- Calls at a time: one after the other.
 SET ROLE regress_manager;
 SELECT leasehold.create_environment('narrow', 'fake', '{"delayMs": 200}') IS NOT NULL AS made;

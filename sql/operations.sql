@@ -95,9 +95,18 @@ SET client_min_messages = error;
 SELECT test.refused('waiting fails at once', $$SELECT leasehold.wait_for_lease(test.id('o held'))$$, 'installation_held');
 SELECT test.is('reading works', test.lease('o asked'), 'active');
 SELECT test.fails('not everybody decides', 'SELECT leasehold.takeover_installation()', '42501');
+RESET ROLE;
+-- resources of no lease; the dispatch table is of the place where it was
+CREATE FUNCTION test.make_stray(resource text) RETURNS void LANGUAGE sql AS $$
+    INSERT INTO leasehold_internal.provider_resources (provider, provider_lease_id, company_id, stray_id, environment_id, config_version, generation, reason)
+    VALUES ('fake', resource, test.id('acme'), test.id(resource), test.id('acme plain'), 1, 1, 'no_lease') $$;
+SELECT test.make_stray('o stray');
 SET ROLE regress_admin;
 SELECT test.is('it replaces the original: the next epoch', leasehold.takeover_installation(), 2);
 SELECT test.eventually('what waited goes on', $$SELECT test.lease('o held')$$, 'active');
+RESET ROLE;
+SELECT test.eventually('so does the removal of what no lease has', $$SELECT string_agg(e.action, ' ') FROM leasehold.audit_events AS e WHERE e.entity_id = 'o stray'$$, 'environment.stray_removed');
+SET ROLE regress_admin;
 SELECT test.is('the first sweep asks', count(*), 1) FROM leasehold.doctor() AS d WHERE d.code = 'sweep_dry';
 SELECT leasehold.approve_sweep();
 SELECT test.refused('once', 'SELECT leasehold.approve_sweep()', 'wrong_state');
@@ -125,6 +134,7 @@ SELECT i.id AS original FROM leasehold_internal.installation AS i \gset
 UPDATE leasehold_internal.installation SET database_oid = 1;
 SELECT test.eventually('held', $$SELECT s.state FROM leasehold.status() AS s WHERE s.area = 'worker'$$, 'held');
 SELECT leasehold.start_run(run_id => test.id('o run 2'), company => 'acme') IS NOT NULL AS started;
+SELECT test.make_stray('o original''s stray');
 SET ROLE regress_admin;
 SELECT test.is('another installation', leasehold.fork_installation() <> :'original', true);
 RESET ROLE;
@@ -144,6 +154,7 @@ SELECT test.is('told', string_agg(e.action, ', ' ORDER BY e.occurred_at), 'insta
 SELECT test.is('how many still have to end', leasehold.drain_installation(), 1);
 SET ROLE regress_manager;
 SELECT test.refused('nothing new', $$SELECT leasehold.request_lease('plain')$$, 'worker_unavailable');
+SELECT test.refused('nothing that is there already either', $$SELECT leasehold.import_lease('plain', 'sandbox://elsewhere/drained')$$, 'worker_unavailable');
 SELECT test.eventually('it ends', $$SELECT test.lease('o new')$$, 'released');
 SET ROLE regress_admin;
 SELECT test.is('nothing is left', leasehold.drain_installation(), 0);

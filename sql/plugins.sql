@@ -90,9 +90,17 @@ SELECT leasehold.restart_plugin('p1');
 SELECT test.refused('what is not there: ' || f, format('SELECT leasehold.%I(''p9'')', f), 'plugin_not_found') FROM unnest(ARRAY['enable_plugin', 'disable_plugin', 'restart_plugin', 'unregister_plugin']) AS f;
 -- removed when nothing uses it
 SELECT test.refused('still in use', $$SELECT leasehold.unregister_plugin('p1')$$, 'still_in_use');
-SELECT test.is('by what', e.detail, '{"code": "still_in_use","leases": 0, "environments": 2}') FROM test.error($$SELECT leasehold.unregister_plugin('p1')$$) AS e;
+SELECT test.is('by what', e.detail, '{"code": "still_in_use","leases": 0, "strays": 0, "environments": 2}') FROM test.error($$SELECT leasehold.unregister_plugin('p1')$$) AS e;
 SET ROLE regress_manager;
 SELECT leasehold.archive_environment(k) FROM unnest(ARRAY['of-d1', 'of-d2']) AS k;
+-- a resource of no lease that is to be removed needs it, too
+RESET ROLE;
+BEGIN;
+INSERT INTO leasehold_internal.provider_resources (provider, provider_lease_id, company_id, stray_id, environment_id, config_version, generation, reason)
+SELECT 'd1', 'box', e.company_id, test.id('stray of d1'), e.id, 1, 1, 'no_lease' FROM leasehold_internal.environments AS e WHERE e.key = 'of-d1';
+SELECT test.refused('still in use', $$SELECT leasehold.unregister_plugin('p1')$$, 'still_in_use');
+SELECT test.refused('nor may the provider go', format('SELECT leasehold.update_plugin(''p1'', %L)', jsonb_set(m.manifest, '{environmentDrivers}', '[{"driverKey": "d2", "displayName": "x", "configSchema": {}}]')), 'still_in_use') FROM manifests AS m;
+ROLLBACK;
 SET ROLE regress_admin;
 SELECT leasehold.unregister_plugin('p1');
 SELECT test.is('gone, with its providers', (SELECT count(*) FROM leasehold.plugins) + (SELECT count(*) FROM leasehold.providers WHERE plugin_key IS NOT NULL), 0);

@@ -55,8 +55,8 @@ SELECT leasehold.upsert_agent(test.id('m agent'), env => '{"A": "1"}', metadata 
    AND leasehold.start_run(run_id => test.id('m run'), env => '{"A": "1"}', metadata => '{"m": 1}', company => c) IS NOT NULL AS made
   FROM unnest(ARRAY['acme', 'beta']) AS c;
 SELECT leasehold.allow_provider(c, 'fake'), leasehold.set_limit('output_bytes', 1000, company => c) FROM unnest(ARRAY['acme', 'beta']) AS c;
-INSERT INTO leasehold.leases (company_id, id, environment_id, config_version, provider, ttl, status, end_status, provider_lease_id, run_id, expires_at, acquired_at, last_used_at)
-SELECT test.id(c), test.id('m ' || s), test.id(c || ' plain'), 1, 'fake', '1 hour', s, 'released', 'sandbox://matrix', test.id('m run'), now() + interval '1 hour', now(), now()
+INSERT INTO leasehold.leases (company_id, id, environment_id, config_version, provider, ttl, status, end_status, disposition, provider_lease_id, run_id, expires_at, acquired_at, last_used_at)
+SELECT test.id(c), test.id('m ' || s), test.id(c || ' plain'), 1, 'fake', '1 hour', s, 'released', 'delete', 'sandbox://matrix', test.id('m run'), now() + interval '1 hour', now(), now()
   FROM unnest(ARRAY['acme', 'beta']) AS c, unnest(ARRAY['active', 'irrevocable', 'released', 'retained']) AS s;
 INSERT INTO leasehold.lease_metadata (company_id, lease_id, metadata) SELECT test.id(c), test.id('m active'), '{"x": 1}' FROM unnest(ARRAY['acme', 'beta']) AS c;
 INSERT INTO leasehold_internal.calls (company_id, subject_id, slot, operation, shard, state) SELECT test.id('acme'), test.id('m active'), 'op', 'release', 0, 'quarantined';

@@ -12,8 +12,8 @@ INSERT INTO wanted VALUES
     ('acquiring', 'failed'), ('acquiring', 'released'), ('acquiring', 'expired'), ('acquiring', 'releasing'),
     -- nobody can tell whether the provider made something
     ('acquiring', 'irrevocable'),
-    -- retained -> resuming -> active; or the parked resource is of no use, or given back
-    ('retained', 'resuming'), ('resuming', 'active'), ('resuming', 'acquiring'), ('resuming', 'releasing'), ('retained', 'releasing'),
+    -- retained -> resuming -> active; or the parked resource is of no use, or given back, or there is no place for it
+    ('retained', 'resuming'), ('resuming', 'active'), ('resuming', 'acquiring'), ('resuming', 'releasing'), ('resuming', 'retained'), ('retained', 'releasing'),
     -- what cannot be removed is tried again, and in the end given up
     ('releasing', 'pending_cleanup'), ('releasing', 'irrevocable'), ('pending_cleanup', 'irrevocable'),
     ('pending_cleanup', 'released'), ('pending_cleanup', 'retained'), ('pending_cleanup', 'expired'), ('pending_cleanup', 'failed'),
@@ -40,8 +40,8 @@ DECLARE
     v_error record;
 BEGIN
     -- a plain INSERT is accepted in every state: a restore brings back what was there
-    INSERT INTO leasehold.leases (company_id, id, config_version, provider, ttl, status, end_status)
-    VALUES (test.id('acme'), v_id, 1, 'fake', '1 hour', from_status, 'released');
+    INSERT INTO leasehold.leases (company_id, id, config_version, provider, ttl, status, end_status, disposition)
+    VALUES (test.id('acme'), v_id, 1, 'fake', '1 hour', from_status, 'released', 'delete');
     SELECT * INTO v_error FROM test.error(format('UPDATE leasehold.leases SET status = %L WHERE company_id = %L AND id = %L', to_status, test.id('acme'), v_id));
     SELECT l.status INTO v_after FROM leasehold.leases AS l WHERE l.id = v_id;
     RETURN CASE WHEN v_error.state IS NULL AND v_after = to_status THEN 'allowed'

@@ -16,7 +16,7 @@ RESET ROLE;
 BEGIN;
 SELECT test.is('initialize', (c.operation, c.method, c.timeout_ms, c.verdict)::text, '(initialize,initialize,15000,)'),
        test.is('with these members', (SELECT string_agg(k, ' ' ORDER BY k) FROM jsonb_object_keys(c.params::jsonb) AS k), 'apiVersion config instanceInfo manifest')
-  FROM leasehold_internal.claim_calls(0, ARRAY[leasehold_internal.no_company()], ARRAY[leasehold_internal.plugin_subject('w')], 30000) AS c;
+  FROM leasehold_internal.claim_calls(0, ARRAY[leasehold_internal.no_company()], ARRAY[leasehold_internal.plugin_subject('w')], ARRAY['op'], 30000) AS c;
 ROLLBACK;
 SELECT test.is('or less, if others have less', t.rpc_ms, 1000) FROM leasehold_internal.call_timeouts('initialize', NULL, 1000) AS t;
 -- let it be ready
@@ -26,7 +26,7 @@ UPDATE leasehold.plugins SET status = 'ready' WHERE key = 'w';
 -- Claims a lease's call and returns its parameters, with method and time; answers it.
 CREATE FUNCTION pg_temp.sent(name text) RETURNS jsonb LANGUAGE sql AS $$
     SELECT c.params::jsonb || jsonb_build_object('method', c.method, 'ms', c.timeout_ms)
-      FROM leasehold_internal.claim_calls(0, ARRAY[test.id('acme')], ARRAY[test.id(name)], 30000) AS c $$;
+      FROM leasehold_internal.claim_calls(0, ARRAY[test.id('acme')], ARRAY[test.id(name)], ARRAY['op'], 30000) AS c $$;
 CREATE FUNCTION pg_temp.answer(name text, resource text DEFAULT NULL, metadata text DEFAULT NULL) RETURNS text LANGUAGE sql AS $$
     SELECT c.applied FROM leasehold.leases AS l, leasehold_internal.complete_calls(0, ARRAY[l.company_id], ARRAY[l.id], ARRAY[l.generation], ARRAY['ok'], ARRAY[resource], ARRAY[metadata],
         ARRAY[NULL::timestamptz], ARRAY[NULL::text], ARRAY[NULL::text], ARRAY[NULL::bigint], 20, 100, 3, 3) AS c WHERE l.id = test.id(name) $$;
@@ -86,12 +86,12 @@ SELECT test.is('101: it says what it waits for', (l.status, l.waiting_for)::text
 UPDATE leasehold.leases SET acquire_by = now() - interval '1 second' WHERE id = test.id('w unready');
 UPDATE leasehold_internal.calls SET due_at = now() WHERE subject_id = test.id('w unready');
 BEGIN;
-SELECT test.is('101: too late', (c.verdict, c.code, c.message, c.params)::text, '(failed,acquire_timeout,"no resource was got in time: plugin ""w"" is not ready",)') FROM leasehold_internal.claim_calls(0, ARRAY[test.id('acme')], ARRAY[test.id('w unready')], 30000) AS c;
+SELECT test.is('101: too late', (c.verdict, c.code, c.message, c.params)::text, '(failed,acquire_timeout,"no resource was got in time: plugin ""w"" is not ready",)') FROM leasehold_internal.claim_calls(0, ARRAY[test.id('acme')], ARRAY[test.id('w unready')], ARRAY['op'], 30000) AS c;
 ROLLBACK;
 UPDATE leasehold.leases SET acquire_by = now() + interval '1 minute' WHERE id = test.id('w unready');
 UPDATE leasehold.plugins SET status = 'disabled' WHERE key = 'w';
 BEGIN;
-SELECT test.is('105: disabled meanwhile', (c.verdict, c.code, c.message, c.params)::text, '(failed,provider_unusable,"the provider''s plugin is disabled or gone",)') FROM leasehold_internal.claim_calls(0, ARRAY[test.id('acme')], ARRAY[test.id('w unready')], 30000) AS c;
+SELECT test.is('105: disabled meanwhile', (c.verdict, c.code, c.message, c.params)::text, '(failed,provider_unusable,"the provider''s plugin is disabled or gone",)') FROM leasehold_internal.claim_calls(0, ARRAY[test.id('acme')], ARRAY[test.id('w unready')], ARRAY['op'], 30000) AS c;
 ROLLBACK;
 UPDATE leasehold.plugins SET status = 'ready' WHERE key = 'w';
 SELECT test.is('100: ready: sent, once', pg_temp.sent('w unready') ->> 'method', 'environmentAcquireLease');
@@ -137,7 +137,7 @@ SELECT test.is('active again', test.lease('w X and X'), 'active');
 
 -- All of it ends, as if the plugin said yes to all.
 SELECT leasehold.destroy_lease(l.id, company => 'acme') IS NOT NULL AS destroyed FROM leasehold.leases AS l WHERE l.provider LIKE 'w-%' AND leasehold_internal.may_have_resource(l.status) AND l.status NOT IN ('releasing');
-SELECT count(c.*) > 0 AS claimed FROM leasehold.leases AS l, leasehold_internal.claim_calls(0, ARRAY[l.company_id], ARRAY[l.id], 30000) AS c WHERE l.provider LIKE 'w-%' AND l.status = 'releasing';
+SELECT count(c.*) > 0 AS claimed FROM leasehold.leases AS l, leasehold_internal.claim_calls(0, ARRAY[l.company_id], ARRAY[l.id], ARRAY['op'], 30000) AS c WHERE l.provider LIKE 'w-%' AND l.status = 'releasing';
 SELECT test.is('over', string_agg(DISTINCT c.applied, ','), 'applied')
   FROM leasehold.leases AS l, leasehold_internal.complete_calls(0, ARRAY[l.company_id], ARRAY[l.id], ARRAY[l.generation], ARRAY['ok'], ARRAY[NULL], ARRAY[NULL], ARRAY[NULL::timestamptz], ARRAY[NULL], ARRAY[NULL], ARRAY[NULL::bigint], 20, 100, 3, 3) AS c
  WHERE l.provider LIKE 'w-%' AND l.status = 'releasing';

@@ -9,6 +9,8 @@
 #include "utils/timestamp.h"
 #include "utils/uuid.h"
 
+#include "queue.h"
+
 typedef enum CallMethod
 {
 	METHOD_INITIALIZE,
@@ -45,11 +47,10 @@ typedef struct Call
 {
 	dlist_node	node;			/* in the worker's list of calls that are out, or finished */
 	MemoryContext context;
-	struct QueueShare *queue;	/* whose place it takes */
+	QueueShare *queue;			/* whose place it takes */
 
 	/* what to do */
-	pg_uuid_t	company;
-	pg_uuid_t	subject;
+	QueueKey	key;
 	int			generation;
 	char	   *operation;		/* of the dispatch table */
 	char	   *provider;

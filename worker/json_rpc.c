@@ -147,21 +147,24 @@ rpc_read_list(const json_t *result, char **listed, char **next_cursor, char *tex
 		const json_t *id = json_object_get(entry, "providerLeaseId");
 		const json_t *lease = json_object_get(entry, "leaseId");
 		const json_t *company = json_object_get(entry, "companyId");
+		const json_t *installation = json_object_get(entry, "installationId");
 		const json_t *generation = json_object_get(entry, "generation");
 		json_int_t	number = json_is_integer(generation) ? json_integer_value(generation) : 0;
 
 		if (!json_is_string(id) || json_string_length(id) == 0 || json_string_length(id) > RPC_MAX_ID ||
 			!(lease == NULL || json_is_null(lease) || json_is_string(lease)) ||
 			!(company == NULL || json_is_null(company) || json_is_string(company)) ||
+			!(installation == NULL || json_is_null(installation) || json_is_string(installation)) ||
 			number < 0 || number > INT32_MAX)
 		{
 			json_decref(out);
 			copy_text(text, "a lease of the page is malformed");
 			return false;
 		}
-		json_array_append_new(out, json_pack("{s:s, s:s?, s:s?, s:I}", "providerLeaseId", json_string_value(id),
+		json_array_append_new(out, json_pack("{s:s, s:s?, s:s?, s:s?, s:I}", "providerLeaseId", json_string_value(id),
 											 "leaseId", json_string_value(lease),
-											 "companyId", json_string_value(company), "generation", number));
+											 "companyId", json_string_value(company),
+											 "installationId", json_string_value(installation), "generation", number));
 	}
 	*listed = json_dumps(out, JSON_COMPACT);
 	json_decref(out);

@@ -13,10 +13,15 @@
 /* One company's calls to one provider (or plugin), and how they fare. */
 typedef struct QueueShare QueueShare;
 
+/*
+ * Which call: of a lease, stray or plugin, or the sweep of an environment, whose
+ * id may be a lease's, too.  Hashed as bytes, so it must have no padding.
+ */
 typedef struct QueueKey
 {
 	pg_uuid_t	company;
 	pg_uuid_t	subject;
+	bool		sweep;
 } QueueKey;
 
 extern void queue_init(void);

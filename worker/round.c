@@ -144,7 +144,7 @@ static void postpone_deadline_work(void *arg);
 static void postpone(const QueueKey *key, bool deadline);
 static void claim_calls(Round *round);
 static Call *make_call(HeapTuple row, TupleDesc desc, Round *round);
-static QueueShare *find_taker(Round *round, const pg_uuid_t *company, const pg_uuid_t *subject);
+static QueueShare *find_taker(Round *round, const QueueKey *key);
 static void start_claimed(Round *round);
 static void untake(Round *round);
 static bool claim_one_by_one(Round *round);
@@ -156,6 +156,8 @@ static SPIPlanPtr prepared(SPIPlanPtr *plan, const char *query, int count, const
 static Datum uuid_array(const pg_uuid_t *ids, int count);
 static Datum companies_of(const QueueKey *keys, int count);
 static Datum subjects_of(const QueueKey *keys, int count);
+static Datum slots_of(const QueueKey *keys, int count);
+static const char *slot_of(const QueueKey *key);
 static Datum my_shards(void);
 static Datum text_or_null(const char *text, bool *isnull);
 static Datum text_array(char **texts, int count);
@@ -763,8 +765,7 @@ apply_lease_answers(Round *round, Call **calls, int *index, int count)
 	{
 		Call	   *call = calls[i];
 
-		keys[i].company = call->company;
-		keys[i].subject = call->subject;
+		keys[i] = call->key;
 		generations[i] = Int32GetDatum(call->generation);
 		outcomes[i] = (char *) call_outcome_name(call->outcome);
 		ids[i] = call->provider_lease_id;
@@ -839,8 +840,7 @@ apply_stray_answers(Call **calls, int count)
 
 	for (int i = 0; i < count; i++)
 	{
-		keys[i].company = calls[i]->company;
-		keys[i].subject = calls[i]->subject;
+		keys[i] = calls[i]->key;
 		outcomes[i] = (char *) call_outcome_name(calls[i]->outcome);
 		messages[i] = calls[i]->message;
 	}
@@ -865,7 +865,7 @@ apply_initialize_answer(Call *call)
 	Datum		args[8];
 
 	args[0] = Int64GetDatum(worker.epoch);
-	args[1] = UUIDPGetDatum(&call->subject);
+	args[1] = UUIDPGetDatum(&call->key.subject);
 	args[2] = Int32GetDatum(call->generation);
 	args[3] = CStringGetTextDatum(call_outcome_name(call->outcome));
 	args[4] = text_array(call->supported_methods, call->supported_method_count);
@@ -891,8 +891,8 @@ apply_reconcile_answer(Call *call)
 	memset(&pause, 0, sizeof(pause));
 	pause.time = setting_reconcile_interval * USECS_PER_SEC;
 	args[0] = Int64GetDatum(worker.epoch);
-	args[1] = UUIDPGetDatum(&call->company);
-	args[2] = UUIDPGetDatum(&call->subject);
+	args[1] = UUIDPGetDatum(&call->key.company);
+	args[2] = UUIDPGetDatum(&call->key.subject);
 	args[3] = CStringGetTextDatum(call_outcome_name(call->outcome));
 	args[4] = text_or_null(call->listed, &isnull);
 	nulls[4] = isnull ? 'n' : ' ';
@@ -928,7 +928,7 @@ settle_answers(Round *round)
 		if (round->applied[i] == 's')
 			worker.shared->stale_answers++;
 		else
-			round->woken[round->woken_count++] = call->subject;
+			round->woken[round->woken_count++] = call->key.subject;
 		worker.finished_count--;
 		forget_call(call);
 	}
@@ -938,13 +938,9 @@ settle_answers(Round *round)
 static void
 forget_call(Call *call)
 {
-	QueueKey	key;
-
-	key.company = call->company;
-	key.subject = call->subject;
 	dlist_delete(&call->node);
 	if (call->queue != NULL)
-		queue_forget(&key);
+		queue_forget(&call->key);
 	MemoryContextDelete(call->context);
 }
 
@@ -1002,15 +998,16 @@ static void
 set_answer_aside(void *arg)
 {
 	Call	   *call = arg;
-	Datum		args[5];
+	Datum		args[6];
 
 	args[0] = Int64GetDatum(worker.epoch);
-	args[1] = UUIDPGetDatum(&call->company);
-	args[2] = UUIDPGetDatum(&call->subject);
-	args[3] = Int32GetDatum(setting_crash_limit);
-	args[4] = Int32GetDatum(setting_retry_base);
-	if (SPI_execute_with_args("SELECT leasehold_internal.set_answer_aside($1, $2, $3, $4, $5)", 5,
-							  (Oid[]) {INT8OID, UUIDOID, UUIDOID, INT4OID, INT4OID}, args, NULL, false, 1) != SPI_OK_SELECT)
+	args[1] = UUIDPGetDatum(&call->key.company);
+	args[2] = UUIDPGetDatum(&call->key.subject);
+	args[3] = CStringGetTextDatum(slot_of(&call->key));
+	args[4] = Int32GetDatum(setting_crash_limit);
+	args[5] = Int32GetDatum(setting_retry_base);
+	if (SPI_execute_with_args("SELECT leasehold_internal.set_answer_aside($1, $2, $3, $4, $5, $6)", 6,
+							  (Oid[]) {INT8OID, UUIDOID, UUIDOID, TEXTOID, INT4OID, INT4OID}, args, NULL, false, 1) != SPI_OK_SELECT)
 		elog(ERROR, "could not set an answer aside");
 }
 
@@ -1037,11 +1034,13 @@ read_due(Round *round)
 		TupleDesc	desc = SPI_tuptable->tupdesc;
 		bool		isnull;
 		QueueKey	key;
+		char	   *slot = SPI_getvalue(row, desc, 3);
 
 		key.company = *DatumGetUUIDP(SPI_getbinval(row, desc, 1, &isnull));
 		key.subject = *DatumGetUUIDP(SPI_getbinval(row, desc, 2, &isnull));
+		key.sweep = strcmp(slot, "sweep") == 0;
 		round->last_due = DatumGetTimestampTz(SPI_getbinval(row, desc, 5, &isnull));
-		if (strcmp(SPI_getvalue(row, desc, 3), "op") != 0)
+		if (!key.sweep && strcmp(slot, "op") != 0)
 		{
 			round->timers[round->timer_count++] = key;
 			round->added++;
@@ -1078,6 +1077,7 @@ read_overdue(Round *round)
 
 		key->company = *DatumGetUUIDP(SPI_getbinval(row, desc, 1, &isnull));
 		key->subject = *DatumGetUUIDP(SPI_getbinval(row, desc, 2, &isnull));
+		key->sweep = false;
 	}
 }
 
@@ -1145,15 +1145,16 @@ postpone(const QueueKey *key, bool deadline)
 {
 	Datum		args[4];
 	Interval	pause;
+	char		nulls[] = {' ', ' ', deadline ? 'n' : ' ', ' '};
 
 	memset(&pause, 0, sizeof(pause));
 	pause.time = (trouble_passes() ? TROUBLE_PAUSE_MS : POSTPONED_MS) * INT64CONST(1000);
 	args[0] = UUIDPGetDatum(&key->company);
 	args[1] = UUIDPGetDatum(&key->subject);
-	args[2] = BoolGetDatum(deadline);
+	args[2] = CStringGetTextDatum(slot_of(key));
 	args[3] = IntervalPGetDatum(&pause);
 	if (SPI_execute_with_args("SELECT leasehold_internal.postpone_call($1, $2, $3, $4)", 4,
-							  (Oid[]) {UUIDOID, UUIDOID, BOOLOID, INTERVALOID}, args, NULL, false, 1) != SPI_OK_SELECT)
+							  (Oid[]) {UUIDOID, UUIDOID, TEXTOID, INTERVALOID}, args, nulls, false, 1) != SPI_OK_SELECT)
 		elog(ERROR, "could not postpone a call");
 }
 
@@ -1163,14 +1164,15 @@ static void
 claim_calls(Round *round)
 {
 	static SPIPlanPtr plan = NULL;
-	Datum		args[4];
+	Datum		args[5];
 
 	args[0] = Int64GetDatum(worker.epoch);
 	args[1] = companies_of(round->taken, round->taken_count);
 	args[2] = subjects_of(round->taken, round->taken_count);
-	args[3] = Int32GetDatum(setting_rpc_timeout);
-	if (SPI_execute_plan(prepared(&plan, "SELECT * FROM leasehold_internal.claim_calls($1, $2, $3, $4)", 4,
-								  (Oid[]) {INT8OID, UUIDARRAYOID, UUIDARRAYOID, INT4OID}), args, NULL, false, 0) != SPI_OK_SELECT)
+	args[3] = slots_of(round->taken, round->taken_count);
+	args[4] = Int32GetDatum(setting_rpc_timeout);
+	if (SPI_execute_plan(prepared(&plan, "SELECT * FROM leasehold_internal.claim_calls($1, $2, $3, $4, $5)", 5,
+								  (Oid[]) {INT8OID, UUIDARRAYOID, UUIDARRAYOID, TEXTARRAYOID, INT4OID}), args, NULL, false, 0) != SPI_OK_SELECT)
 		elog(ERROR, "could not claim calls");
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
@@ -1204,11 +1206,12 @@ make_call(HeapTuple row, TupleDesc desc, Round *round)
 	bool		isnull;
 
 	call->context = context;
-	call->company = *DatumGetUUIDP(SPI_getbinval(row, desc, 1, &isnull));
-	call->subject = *DatumGetUUIDP(SPI_getbinval(row, desc, 2, &isnull));
-	call->queue = find_taker(round, &call->company, &call->subject);
-	call->generation = DatumGetInt32(SPI_getbinval(row, desc, 3, &isnull));
 	call->operation = SPI_getvalue(row, desc, 4);
+	call->key.company = *DatumGetUUIDP(SPI_getbinval(row, desc, 1, &isnull));
+	call->key.subject = *DatumGetUUIDP(SPI_getbinval(row, desc, 2, &isnull));
+	call->key.sweep = strcmp(call->operation, "reconcile") == 0;
+	call->queue = find_taker(round, &call->key);
+	call->generation = DatumGetInt32(SPI_getbinval(row, desc, 3, &isnull));
 	verdict = SPI_getvalue(row, desc, 5);
 	call->plugin = SPI_getvalue(row, desc, 8);
 	call->provider = SPI_getvalue(row, desc, 9);
@@ -1239,12 +1242,11 @@ make_call(HeapTuple row, TupleDesc desc, Round *round)
 }
 
 static QueueShare *
-find_taker(Round *round, const pg_uuid_t *company, const pg_uuid_t *subject)
+find_taker(Round *round, const QueueKey *key)
 {
 	for (int i = 0; i < round->taken_count; i++)
 	{
-		if (memcmp(&round->taken[i].subject, subject, UUID_LEN) == 0 &&
-			memcmp(&round->taken[i].company, company, UUID_LEN) == 0)
+		if (memcmp(&round->taken[i], key, sizeof(QueueKey)) == 0)
 		{
 			QueueShare *taker = round->takers[i];
 
@@ -1411,6 +1413,23 @@ subjects_of(const QueueKey *keys, int count)
 	for (int i = 0; i < count; i++)
 		ids[i] = keys[i].subject;
 	return uuid_array(ids, count);
+}
+
+static Datum
+slots_of(const QueueKey *keys, int count)
+{
+	char	  **slots = palloc(count * sizeof(char *));
+
+	for (int i = 0; i < count; i++)
+		slots[i] = (char *) slot_of(&keys[i]);
+	return text_array(slots, count);
+}
+
+/* A call's slot in the dispatch table. */
+static const char *
+slot_of(const QueueKey *key)
+{
+	return key->sweep ? "sweep" : "op";
 }
 
 /* The shards that fall to this worker. */

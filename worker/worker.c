@@ -417,11 +417,7 @@ worker_call_finished(Call *call)
 	Assert(call->outcome != OUTCOME_NONE);
 	/* being told to wait is neither success nor failure */
 	if (call->outcome != OUTCOME_THROTTLED && call->queue != NULL)
-	{
-		QueueKey	key = {call->company, call->subject};
-
-		queue_report(&key, call->provider_failed, call->transport_failed, now);
-	}
+		queue_report(&call->key, call->provider_failed, call->transport_failed, now);
 	dlist_delete(&call->node);
 	dlist_push_tail(&worker.finished, &call->node);
 	worker.finished_count++;

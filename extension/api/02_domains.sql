@@ -62,7 +62,7 @@ COMMENT ON DOMAIN leasehold_internal.call_operation IS
     'What a row of the dispatch table asks for: a provider call, the check of a deadline, or to see who waits for a place';
 
 CREATE DOMAIN leasehold_internal.call_slot AS text COLLATE "C"
-    CHECK (VALUE IN ('op', 'timer', 'run_timer'));
+    CHECK (VALUE IN ('op', 'sweep', 'timer', 'run_timer'));
 COMMENT ON DOMAIN leasehold_internal.call_slot IS 'What a call is to its subject: an operation, or a deadline';
 
 CREATE DOMAIN leasehold_internal.call_state AS text COLLATE "C"

@@ -200,8 +200,8 @@ BEGIN
        AND (EXISTS (SELECT FROM leasehold_internal.environments AS e WHERE e.provider = p.key AND e.status = 'active')
             OR EXISTS (SELECT FROM leasehold.leases AS l
                         WHERE l.provider = p.key AND leasehold_internal.may_have_resource(l.status))
-            OR EXISTS (SELECT FROM leasehold_internal.calls AS c
-                        WHERE c.provider = p.key AND c.operation = 'destroy_stray'))
+            OR EXISTS (SELECT FROM leasehold_internal.provider_resources AS r
+                        WHERE r.provider = p.key AND r.stray_id IS NOT NULL))
        AND NOT EXISTS (SELECT FROM pg_catalog.jsonb_array_elements(store_providers.manifest -> 'environmentDrivers') AS d
                         WHERE d ->> 'driverKey' = p.key)
      LIMIT 1;
@@ -370,6 +370,7 @@ CREATE FUNCTION leasehold_internal.unregister_plugin(plugin text) RETURNS void L
 DECLARE
     v_environments bigint;
     v_leases       bigint;
+    v_strays       bigint;
 BEGIN
     PERFORM leasehold_internal.enter_admin();
     PERFORM FROM leasehold.plugins AS p WHERE p.key = plugin FOR UPDATE;
@@ -382,11 +383,14 @@ BEGIN
     SELECT pg_catalog.count(*) INTO v_leases
       FROM leasehold.leases AS l JOIN leasehold.providers AS p ON p.key = l.provider
      WHERE p.plugin_key = plugin AND leasehold_internal.may_have_resource(l.status);
-    IF v_environments > 0 OR v_leases > 0 THEN
+    SELECT pg_catalog.count(*) INTO v_strays
+      FROM leasehold_internal.provider_resources AS r JOIN leasehold.providers AS p ON p.key = r.provider
+     WHERE p.plugin_key = plugin AND r.stray_id IS NOT NULL;
+    IF v_environments > 0 OR v_leases > 0 OR v_strays > 0 THEN
         PERFORM leasehold_internal.refuse('still_in_use',
             pg_catalog.format('plugin "%s" is still in use', plugin),
-            'Archive its environments and end their leases first; disable_plugin() stops new ones.',
-            pg_catalog.jsonb_build_object('environments', v_environments, 'leases', v_leases));
+            'Archive its environments, end their leases and have strays removed first; disable_plugin() stops new leases.',
+            pg_catalog.jsonb_build_object('environments', v_environments, 'leases', v_leases, 'strays', v_strays));
     END IF;
     DELETE FROM leasehold_internal.calls AS c
      WHERE c.company_id = leasehold_internal.no_company()

@@ -248,7 +248,8 @@ SELECT leasehold_internal.publish('leasehold_internal.archive_environment', 'ins
     'stops new leases of an environment; update_environment(..., status => ''active'') undoes it', 'leasehold_app');
 
 CREATE FUNCTION leasehold_internal.environment_impact(environment text, company text DEFAULT NULL,
-        OUT environment_id uuid, OUT can_delete boolean, OUT live_leases bigint, OUT ended_leases bigint)
+        OUT environment_id uuid, OUT can_delete boolean, OUT live_leases bigint, OUT ended_leases bigint,
+        OUT strays bigint)
     RETURNS record LANGUAGE plpgsql STABLE AS $$
 #variable_conflict use_column
 DECLARE
@@ -260,7 +261,9 @@ BEGIN
       INTO live_leases, ended_leases
       FROM leasehold.leases AS l
      WHERE l.company_id = v_company AND l.environment_id = environment_impact.environment_id;
-    can_delete := live_leases = 0;
+    SELECT pg_catalog.count(*) INTO strays FROM leasehold_internal.provider_resources AS r
+     WHERE r.company_id = v_company AND r.stray_id IS NOT NULL AND r.environment_id = environment_impact.environment_id;
+    can_delete := live_leases = 0 AND strays = 0;
 END
 $$;
 SELECT leasehold_internal.publish('leasehold_internal.environment_impact', 'instant',
@@ -274,8 +277,10 @@ DECLARE
     v_old     leasehold_internal.environments;
 BEGIN
     v_old := leasehold_internal.find_environment(v_company, environment);
-    -- the lock keeps request_lease() out until this has been decided
+    -- the lock keeps request_lease() out until this has been decided, and without its call no sweep finds strays
     PERFORM FROM leasehold_internal.environments AS e WHERE e.company_id = v_company AND e.id = v_old.id FOR UPDATE;
+    DELETE FROM leasehold_internal.calls AS c
+     WHERE c.company_id = v_company AND c.subject_id = v_old.id AND c.slot = 'sweep';
     IF EXISTS (SELECT FROM leasehold.leases AS l
                 WHERE l.company_id = v_company AND l.environment_id = v_old.id
                   AND leasehold_internal.may_have_resource(l.status)) THEN
@@ -283,15 +288,19 @@ BEGIN
             pg_catalog.format('environment "%s" has leases that may have a resource', environment),
             'Archive it, end its leases, and delete it then; see environment_impact().');
     END IF;
+    IF EXISTS (SELECT FROM leasehold_internal.provider_resources AS r
+                WHERE r.company_id = v_company AND r.stray_id IS NOT NULL AND r.environment_id = v_old.id) THEN
+        PERFORM leasehold_internal.refuse('still_in_use',
+            pg_catalog.format('environment "%s" has resources of no lease that are still to be removed', environment),
+            'The worker removes them; doctor() tells what it cannot remove, which import_lease() puts under a lease.');
+    END IF;
     -- ended leases stay as history, without their environment
     UPDATE leasehold.leases AS l SET environment_id = NULL
      WHERE l.company_id = v_company AND l.environment_id = v_old.id;
     DELETE FROM leasehold_internal.environments AS e WHERE e.company_id = v_company AND e.id = v_old.id;
-    DELETE FROM leasehold_internal.calls AS c
-     WHERE c.company_id = v_company AND c.subject_id = v_old.id AND c.operation = 'reconcile';
     PERFORM leasehold_internal.record(v_company, 'environment.deleted', 'environment', v_old.id::text,
         pg_catalog.jsonb_build_object('key', v_old.key, 'provider', v_old.provider, 'status', v_old.status));
 END
 $$;
 SELECT leasehold_internal.publish('leasehold_internal.delete_environment', 'instant',
-    'removes an environment without live leases', 'leasehold_app');
+    'removes an environment without live leases or strays', 'leasehold_app');

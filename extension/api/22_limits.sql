@@ -19,8 +19,8 @@ COMMENT ON POLICY installation ON leasehold.limits IS 'The installation''s own l
 CREATE TRIGGER limits_changed AFTER INSERT OR UPDATE OR DELETE ON leasehold.limits
     FOR EACH STATEMENT EXECUTE FUNCTION leasehold_internal.plugins_changed();
 
--- a company's part of a provider depends on whether there are others
-CREATE TRIGGER limits_changed AFTER INSERT OR UPDATE OR DELETE ON leasehold.companies
+-- workers have to know how many there are: a company's part of a provider depends on it
+CREATE TRIGGER companies_changed AFTER INSERT OR UPDATE OR DELETE ON leasehold.companies
     FOR EACH STATEMENT EXECUTE FUNCTION leasehold_internal.plugins_changed();
 
 -- Starts of the last minute, kept only where a limit of starts applies.

@@ -43,7 +43,7 @@ CREATE TABLE leasehold.leases (
     FOREIGN KEY (company_id, issue_id) REFERENCES leasehold_internal.issues,
     FOREIGN KEY (company_id, execution_workspace_id) REFERENCES leasehold_internal.execution_workspaces,
     CHECK (generation > 0),
-    CHECK (status NOT IN ('releasing', 'pending_cleanup', 'irrevocable') OR end_status IS NOT NULL)
+    CHECK (status NOT IN ('releasing', 'pending_cleanup', 'irrevocable') OR end_status IS NOT NULL AND disposition IS NOT NULL)
 ) WITH (fillfactor = 80);
 COMMENT ON TABLE leasehold.leases IS 'One row per resource that a provider gave, or is asked for';
 COMMENT ON COLUMN leasehold.leases.adapter_type IS 'The agent''s, or what the provider says it made the resource for; a plugin''s resource without one is not reused';
@@ -75,6 +75,8 @@ CREATE INDEX leases_live_by_issue ON leasehold.leases (company_id, issue_id)
     WHERE issue_id IS NOT NULL AND status IN ('acquiring', 'active', 'releasing', 'retained', 'resuming', 'pending_cleanup', 'irrevocable');
 CREATE INDEX leases_by_end ON leasehold.leases (ended_at)
     WHERE status IN ('released', 'expired', 'failed', 'forgotten', 'written_off');
+-- for sweeps after a fork
+CREATE INDEX leases_forgotten ON leasehold.leases (company_id, provider_lease_id) WHERE status = 'forgotten';
 ALTER TABLE leasehold.leases SET (autovacuum_vacuum_scale_factor = 0.05, autovacuum_analyze_scale_factor = 0.02);
 
 CREATE TABLE leasehold.lease_metadata (
@@ -87,21 +89,51 @@ CREATE TABLE leasehold.lease_metadata (
 );
 COMMENT ON TABLE leasehold.lease_metadata IS 'What a provider said of a lease''s resource; from level user on';
 
--- Node-local: no two leases, of whatever companies, hold one resource.
+-- Node-local: no two leases, of whatever companies, hold one resource.  One that
+-- none holds and that is to be removed is a stray; its row stays until it is gone,
+-- so that no lease comes to hold it, and that its removal is not forgotten.  The
+-- environment of a stray is not a foreign key, which every acquire would pay for:
+-- delete_environment() looks.
 CREATE TABLE leasehold_internal.provider_resources (
     provider          text COLLATE "C" NOT NULL,
     provider_lease_id text COLLATE "C" NOT NULL,
     company_id        uuid NOT NULL,
-    lease_id          uuid NOT NULL,
-    PRIMARY KEY (provider, provider_lease_id)
+    lease_id          uuid,
+    stray_id          uuid,
+    environment_id    uuid,
+    config_version    integer,
+    made_for          text,
+    generation        integer,
+    reason            text,
+    PRIMARY KEY (provider, provider_lease_id),
+    CHECK (pg_catalog.num_nonnulls(lease_id, stray_id) = 1),
+    CHECK (pg_catalog.num_nonnulls(stray_id, environment_id, config_version, generation, reason) IN (0, 5))
 );
 COMMENT ON TABLE leasehold_internal.provider_resources IS
-    'Which lease holds a provider''s resource: unique over all companies';
+    'Which lease holds a provider''s resource, unique over all companies; and resources of no lease that are to be removed';
+COMMENT ON COLUMN leasehold_internal.provider_resources.stray_id IS
+    'Set if no lease holds the resource: the subject of the call that removes it; the columns after it are for that call';
+COMMENT ON COLUMN leasehold_internal.provider_resources.config_version IS
+    'The version of the environment''s configuration that the removal is to be made with';
+COMMENT ON COLUMN leasehold_internal.provider_resources.made_for IS 'The lease that the stray''s label names, if it has one';
+COMMENT ON COLUMN leasehold_internal.provider_resources.generation IS 'The generation that the stray''s label names';
+COMMENT ON COLUMN leasehold_internal.provider_resources.reason IS
+    'no_lease: a sweep found it; resume_failed: it was parked and could not be resumed; resumed_instead: a resume was answered with it';
 CREATE INDEX provider_resources_by_lease ON leasehold_internal.provider_resources (company_id, lease_id);
+CREATE UNIQUE INDEX provider_resources_strays ON leasehold_internal.provider_resources (company_id, stray_id)
+    WHERE stray_id IS NOT NULL;
 
 SELECT leasehold_internal.protect('leasehold.leases', 'viewer');
 SELECT leasehold_internal.protect('leasehold.lease_metadata', 'user');
 SELECT leasehold_internal.protect('leasehold_internal.provider_resources', 'viewer');
+
+-- What events tell of a stray.
+CREATE FUNCTION leasehold_internal.stray_details(stray leasehold_internal.provider_resources) RETURNS jsonb
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN pg_catalog.jsonb_build_object('provider', (stray).provider, 'leaseId', (stray).made_for,
+               'generation', (stray).generation, 'environmentId', (stray).environment_id, 'reason', (stray).reason);
+COMMENT ON FUNCTION leasehold_internal.stray_details(leasehold_internal.provider_resources) IS
+    'What events tell of a stray';
 
 -- When an active or parked lease ends by itself.
 CREATE FUNCTION leasehold_internal.lease_deadline(
@@ -127,9 +159,9 @@ CREATE TRIGGER check_change BEFORE UPDATE OF company_id, id, status, generation 
 
 -- The dispatch table: unfinished work, and deadlines.  It is derived, so it is
 -- not dumped; the worker makes it again from the states of what it is about.
--- At most one operation and one deadline per subject.  Leases and runs may have
--- the same id, so each has a slot for its deadline: who has locked the one must
--- not have the other's work under its lock.
+-- At most one operation and one deadline per subject.  Leases, runs and
+-- environments may have the same id, so each kind has slots of its own: who has
+-- locked the one must not have the other's work under its lock.
 
 CREATE TABLE leasehold_internal.calls (
     company_id   uuid NOT NULL,
@@ -155,6 +187,8 @@ CREATE TABLE leasehold_internal.calls (
 ) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000,
         autovacuum_vacuum_cost_delay = 0, autovacuum_analyze_scale_factor = 0, autovacuum_analyze_threshold = 20000);
 COMMENT ON TABLE leasehold_internal.calls IS 'Unfinished work for the workers, and deadlines';
+COMMENT ON COLUMN leasehold_internal.calls.slot IS
+    'op: a call about a lease, a stray or a plugin; sweep: of an environment; timer, run_timer: the deadline of a lease or run';
 COMMENT ON COLUMN leasehold_internal.calls.shard IS 'Which of several workers it belongs to: hash of the company, 0 to 63';
 COMMENT ON COLUMN leasehold_internal.calls.throttled IS
     'How many of the attempts the provider told to come again: they make pauses longer, but are not failed tries';

@@ -55,6 +55,15 @@ COMMENT ON FUNCTION leasehold_internal.write_lease_request(uuid, uuid, uuid, int
                                                            uuid, uuid, interval, interval, boolean, timestamptz, jsonb) IS
     'Writes a lease, its call and its event, and returns its id; warns the caller when no worker will carry it out';
 
+CREATE FUNCTION leasehold_internal.refuse_while_draining() RETURNS void
+    LANGUAGE plpgsql VOLATILE AS $$
+BEGIN
+    PERFORM leasehold_internal.refuse('worker_unavailable', 'the installation is being drained',
+        'An administrator can end this with resume_worker().');
+END
+$$;
+COMMENT ON FUNCTION leasehold_internal.refuse_while_draining() IS 'The error for new leases of an installation that is being drained';
+
 CREATE FUNCTION leasehold_internal.request_lease(
         environment text, agent_id uuid DEFAULT NULL, issue_id uuid DEFAULT NULL, run_id uuid DEFAULT NULL,
         execution_workspace_id uuid DEFAULT NULL, ttl interval DEFAULT '1 hour', idle_timeout interval DEFAULT NULL,
@@ -91,8 +100,7 @@ BEGIN
     END IF;
 
     IF leasehold_internal.is_draining() THEN
-        PERFORM leasehold_internal.refuse('worker_unavailable', 'the installation is being drained',
-            'An administrator can end this with resume_worker().');
+        PERFORM leasehold_internal.refuse_while_draining();
     END IF;
 
     IF idempotency_key IS NOT NULL THEN
@@ -170,7 +178,7 @@ BEGIN
         END IF;
         v_earlier := leasehold_internal.resume_parked_lease(v_company, v_environment.id,
             v_environment.config_version, v_environment.provider_version, v_agent, v_adapter, v_workspace,
-            v_issue, request_lease.run_id, v_ttl, request_lease.idle_timeout, v_acquire);
+            v_issue, request_lease.run_id, v_ttl, request_lease.idle_timeout, v_on_limit = 'fail', v_acquire);
         IF v_earlier IS NOT NULL THEN
             UPDATE leasehold_internal.idempotency_keys AS k SET result = v_earlier
              WHERE k.company_id = v_company AND k.function_name = 'request_lease'
@@ -201,7 +209,7 @@ SELECT leasehold_internal.publish('leasehold_internal.request_lease', 'instant',
 CREATE FUNCTION leasehold_internal.resume_parked_lease(
         company_id uuid, environment_id uuid, config_version integer, provider_version text, agent_id uuid,
         adapter_type text, execution_workspace_id uuid, issue_id uuid, run_id uuid, ttl interval,
-        idle_timeout interval, acquire_timeout interval)
+        idle_timeout interval, fail_on_limit boolean, acquire_timeout interval)
     RETURNS uuid LANGUAGE plpgsql VOLATILE AS $$
 #variable_conflict use_column
 DECLARE
@@ -241,7 +249,7 @@ BEGIN
                idle_timeout = resume_parked_lease.idle_timeout, requested_at = pg_catalog.now(),
                acquire_by = pg_catalog.now() + resume_parked_lease.acquire_timeout,
                end_status = NULL, disposition = NULL, ended_at = NULL, failure_code = NULL, failure_reason = NULL,
-               fail_on_limit = false, cleanup_status = NULL, attempts = 0, requested_by = leasehold.acting_role()
+               fail_on_limit = resume_parked_lease.fail_on_limit, cleanup_status = NULL, attempts = 0, requested_by = leasehold.acting_role()
           FROM chosen
          WHERE l.company_id = resume_parked_lease.company_id AND l.id = chosen.id
         RETURNING l.*
@@ -266,7 +274,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION leasehold_internal.resume_parked_lease(uuid, uuid, integer, text, uuid, text, uuid, uuid, uuid,
-                                                           interval, interval, interval) IS
+                                                           interval, interval, boolean, interval) IS
     'Takes a parked lease that fits into use again, or returns NULL';
 
 -- Ends leases: the one way from "in use" to "over", for one lease or thousands.
@@ -580,6 +588,35 @@ $$;
 SELECT leasehold_internal.publish('leasehold_internal.destroy_reusable_leases', 'instant',
     'removes the reusable leases of an issue, a workspace, or of both together; returns how many', 'leasehold_app');
 
+-- Gives up the removal of a stray, whose resource a lease is to hold; false if it
+-- is under way.  The call is locked first, as by workers.
+CREATE FUNCTION leasehold_internal.spare_stray(company_id uuid, provider text, provider_lease_id text) RETURNS boolean
+    LANGUAGE plpgsql VOLATILE AS $$
+#variable_conflict use_column
+DECLARE
+    v_stray uuid;
+    v_state text;
+BEGIN
+    SELECT r.stray_id INTO v_stray FROM leasehold_internal.provider_resources AS r
+     WHERE r.provider = spare_stray.provider AND r.provider_lease_id = spare_stray.provider_lease_id
+       AND r.company_id = spare_stray.company_id;
+    IF v_stray IS NOT NULL THEN
+        SELECT c.state INTO v_state FROM leasehold_internal.calls AS c
+         WHERE c.company_id = spare_stray.company_id AND c.subject_id = v_stray AND c.slot = 'op' FOR UPDATE;
+        IF v_state = 'started' THEN
+            RETURN false;
+        END IF;
+        DELETE FROM leasehold_internal.calls AS c
+         WHERE c.company_id = spare_stray.company_id AND c.subject_id = v_stray AND c.slot = 'op';
+        DELETE FROM leasehold_internal.provider_resources AS r
+         WHERE r.company_id = spare_stray.company_id AND r.stray_id = v_stray;
+    END IF;
+    RETURN true;
+END
+$$;
+COMMENT ON FUNCTION leasehold_internal.spare_stray(uuid, text, text) IS
+    'Gives up the removal of a stray, or returns false if it is under way';
+
 CREATE FUNCTION leasehold_internal.import_lease(
         environment text, provider_lease_id text, agent_id uuid DEFAULT NULL, issue_id uuid DEFAULT NULL,
         run_id uuid DEFAULT NULL, execution_workspace_id uuid DEFAULT NULL, ttl interval DEFAULT '1 hour',
@@ -600,6 +637,9 @@ BEGIN
     PERFORM leasehold_internal.check_interval('ttl', import_lease.ttl, '1 second', '365 days');
     PERFORM leasehold_internal.check_interval('idle_timeout', import_lease.idle_timeout, '1 second', '365 days');
     PERFORM leasehold_internal.check_object('metadata', import_lease.metadata);
+    IF leasehold_internal.is_draining() THEN
+        PERFORM leasehold_internal.refuse_while_draining();
+    END IF;
     -- locked as the foreign key would, but before, so that a deletion meanwhile is seen
     SELECT e.* INTO v_environment FROM leasehold_internal.environments AS e
      WHERE e.company_id = v_company AND e.key = environment FOR KEY SHARE;
@@ -615,6 +655,10 @@ BEGIN
     PERFORM leasehold_internal.require_workspace(v_company, import_lease.execution_workspace_id);
     PERFORM leasehold_internal.require_running_run(v_company, import_lease.run_id);
 
+    IF NOT leasehold_internal.spare_stray(v_company, v_environment.provider, import_lease.provider_lease_id) THEN
+        PERFORM leasehold_internal.refuse('import_refused', 'the resource is just being removed',
+            'It is to be removed since no lease claimed it. Try again when that call has ended, if the resource is still there.');
+    END IF;
     INSERT INTO leasehold_internal.provider_resources (provider, provider_lease_id, company_id, lease_id)
     VALUES (v_environment.provider, import_lease.provider_lease_id, v_company, v_id)
     ON CONFLICT DO NOTHING;
@@ -663,7 +707,9 @@ BEGIN
     IF v_lease.status = 'irrevocable' AND (v_lease.provider_lease_id IS NOT NULL
            OR leasehold_internal.provider_looks_up(v_lease.provider)) THEN
         UPDATE leasehold.leases AS l
-           SET status = 'pending_cleanup', attempts = 0, cleanup_status = 'pending'
+           SET status = 'pending_cleanup', attempts = 0, cleanup_status = 'pending', disposition = 'delete',
+               -- what could not be parked is removed
+               end_status = CASE WHEN l.end_status = 'retained' THEN 'released' ELSE l.end_status END
          WHERE l.company_id = v_company AND l.id = v_lease.id;
         INSERT INTO leasehold_internal.calls AS c
                (company_id, subject_id, slot, operation, provider, shard, generation, look_up)

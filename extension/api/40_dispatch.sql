@@ -99,7 +99,7 @@ COMMENT ON FUNCTION leasehold_internal.initialize_params(text, uuid) IS 'The par
 -- verdict that is reached without a call ("failed" or "unknown", with code and
 -- message), which the worker hands to complete_calls() like an answer.
 CREATE FUNCTION leasehold_internal.claim_calls(
-        epoch bigint, company_ids uuid[], subject_ids uuid[], default_timeout_ms integer)
+        epoch bigint, company_ids uuid[], subject_ids uuid[], slots text[], default_timeout_ms integer)
     RETURNS TABLE (company_id uuid, subject_id uuid, generation integer, operation text, verdict text, code text,
                    message text, plugin text, provider text, method text, attempt integer, timeout_ms bigint,
                    idempotency_key text, params text, plugin_row xid)
@@ -118,12 +118,13 @@ BEGIN
         UPDATE leasehold_internal.calls AS c
            SET state = 'started', worker_epoch = epoch, started_at = pg_catalog.clock_timestamp(),
                attempts = c.attempts + 1, granted = true
-          FROM (SELECT q.company_id, q.subject_id, q.state, q.due_at
-                  FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids)) AS w (company_id, subject_id)
+          FROM (SELECT q.company_id, q.subject_id, q.slot, q.state, q.due_at
+                  FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids), pg_catalog.unnest(slots))
+                       AS w (company_id, subject_id, slot)
                  CROSS JOIN LATERAL (SELECT * FROM leasehold_internal.calls AS x
-                                      WHERE x.company_id = w.company_id AND x.subject_id = w.subject_id AND x.slot = 'op'
+                                      WHERE x.company_id = w.company_id AND x.subject_id = w.subject_id AND x.slot = w.slot
                                         FOR UPDATE SKIP LOCKED) AS q) AS p
-         WHERE c.company_id = p.company_id AND c.subject_id = p.subject_id AND c.slot = 'op'
+         WHERE c.company_id = p.company_id AND c.subject_id = p.subject_id AND c.slot = p.slot
            AND p.state = 'queued' AND p.due_at <= pg_catalog.clock_timestamp()
         RETURNING c.*
     )
@@ -136,6 +137,8 @@ BEGIN
                                     THEN pg_catalog.format(': plugin "%s" is not ready', g.key) ELSE '' END
                        WHEN 'quota_exceeded' THEN pg_catalog.format('the limit %s is reached', c.payload ->> 'limit')
                        WHEN 'acquire_outcome_unknown' THEN 'the provider cannot tell what became of the request'
+                       WHEN 'resource_taken' THEN 'a lease holds the resource'
+                       WHEN 'subject_gone' THEN 'what the call is about is gone'
            END,
            COALESCE(p.plugin_key, c.payload ->> 'plugin')::text, c.provider, m.method, c.attempts,
            t.rpc_ms, m.idempotency_key,
@@ -145,14 +148,14 @@ BEGIN
            ELSE
                pg_catalog.jsonb_build_object(
                    'driverKey', c.provider, 'companyId', c.company_id,
-                   'environmentId', COALESCE(l.environment_id, (c.payload ->> 'environmentId')::uuid),
+                   'environmentId', COALESCE(l.environment_id, st.environment_id, (c.payload ->> 'environmentId')::uuid),
                    'issueId', l.issue_id, 'config', COALESCE(k.config, '{}'))
                || CASE WHEN m.method = 'environmentListLeases' THEN
                       pg_catalog.jsonb_build_object('cursor', c.payload -> 'cursor',
                           'leasehold', pg_catalog.jsonb_build_object('installationId', i.id))
                   ELSE pg_catalog.jsonb_build_object('leasehold',
                           pg_catalog.jsonb_build_object('installationId', i.id,
-                              'leaseId', COALESCE(l.id::text, c.payload ->> 'leaseId'), 'generation', c.generation,
+                              'leaseId', COALESCE(l.id::text, st.made_for), 'generation', c.generation,
                               'idempotencyKey', m.idempotency_key)
                           || CASE WHEN m.method IN ('environmentReleaseLease', 'environmentDestroyLease')
                              THEN pg_catalog.jsonb_build_object('disposition', COALESCE(l.disposition, 'delete'))
@@ -168,7 +171,7 @@ BEGIN
                                ELSE pg_catalog.jsonb_build_object('adapterType', l.adapter_type) END
                   WHEN m.method IN ('environmentResumeLease', 'environmentReleaseLease', 'environmentDestroyLease')
                   THEN pg_catalog.jsonb_build_object(
-                           'providerLeaseId', COALESCE(l.provider_lease_id, c.payload ->> 'providerLeaseId'),
+                           'providerLeaseId', COALESCE(l.provider_lease_id, st.provider_lease_id),
                            'leaseMetadata', leasehold_internal.lease_document(p.kind, p.plugin_key, c.provider,
                                l.agent_id, ws.mode, COALESCE(k.config, '{}'), md.metadata))
                        || CASE WHEN m.method = 'environmentResumeLease' AND l.agent_id IS NOT NULL
@@ -179,12 +182,14 @@ BEGIN
            COALESCE(g.xmin, (SELECT g3.xmin FROM leasehold.plugins AS g3 WHERE g3.key = c.payload ->> 'plugin'))
       FROM claimed AS c
      CROSS JOIN (SELECT s.id FROM leasehold_internal.installation AS s LIMIT 1) AS i
-      LEFT JOIN leasehold.leases AS l ON l.company_id = c.company_id AND l.id = c.subject_id
+      LEFT JOIN leasehold.leases AS l ON c.slot = 'op' AND l.company_id = c.company_id AND l.id = c.subject_id
+      LEFT JOIN leasehold_internal.provider_resources AS st
+        ON c.operation = 'destroy_stray' AND st.company_id = c.company_id AND st.stray_id = c.subject_id
       LEFT JOIN leasehold_internal.environments AS e ON e.company_id = l.company_id AND e.id = l.environment_id
       LEFT JOIN leasehold_internal.environment_configs AS k
         ON k.company_id = c.company_id
-       AND k.environment_id = COALESCE(l.environment_id, (c.payload ->> 'environmentId')::uuid)
-       AND k.version = COALESCE(l.config_version, (c.payload ->> 'configVersion')::integer)
+       AND k.environment_id = COALESCE(l.environment_id, st.environment_id, (c.payload ->> 'environmentId')::uuid)
+       AND k.version = COALESCE(l.config_version, st.config_version, (c.payload ->> 'configVersion')::integer)
       LEFT JOIN leasehold_internal.execution_workspaces AS ws
         ON ws.company_id = l.company_id AND ws.id = l.execution_workspace_id
       LEFT JOIN leasehold.lease_metadata AS md ON md.company_id = l.company_id AND md.lease_id = l.id
@@ -207,9 +212,16 @@ BEGIN
      CROSS JOIN LATERAL (
         SELECT CASE WHEN x.code = 'acquire_outcome_unknown' THEN 'unknown' WHEN x.code IS NOT NULL THEN 'failed' END, x.code
           FROM (SELECT CASE
-            WHEN c.operation IN ('initialize', 'reconcile', 'destroy_stray') THEN NULL
+            WHEN c.operation IN ('initialize', 'reconcile') THEN NULL
+            WHEN c.operation = 'destroy_stray' THEN CASE
+                 WHEN st.stray_id IS NULL THEN 'subject_gone'
+                 -- by whatever provider: several drivers may be of the same account
+                 WHEN EXISTS (SELECT FROM leasehold.providers AS o
+                                JOIN leasehold_internal.provider_resources AS r ON r.provider = o.key
+                               WHERE r.provider_lease_id = st.provider_lease_id AND r.lease_id IS NOT NULL)
+                 THEN 'resource_taken' END
             WHEN p.key IS NULL THEN 'provider_unusable'
-            WHEN c.payload ? 'limit' THEN 'quota_exceeded'
+            WHEN c.operation IN ('acquire', 'resume') AND c.payload ? 'limit' THEN 'quota_exceeded'
             WHEN c.operation = 'acquire' AND c.look_up AND NOT (p.plugin_key IS NULL
                  OR 'environmentFindLease' = ANY (g.supported_methods)) THEN 'acquire_outcome_unknown'
             WHEN c.operation = 'acquire' AND NOT c.look_up AND l.acquire_by < pg_catalog.clock_timestamp() THEN 'acquire_timeout'
@@ -221,7 +233,7 @@ BEGIN
                     default_timeout_ms) AS t;
 END
 $$;
-COMMENT ON FUNCTION leasehold_internal.claim_calls(bigint, uuid[], uuid[], integer) IS
+COMMENT ON FUNCTION leasehold_internal.claim_calls(bigint, uuid[], uuid[], text[], integer) IS
     'Claims calls for a worker and returns what is to be sent';
 
 -- Requests whose plugin has not answered initialize yet wait for it, as long as

@@ -28,6 +28,7 @@ COMMENT ON FUNCTION leasehold_internal.backoff(integer, integer, integer) IS
 --   cleanup    could not be removed yet: try again after a pause
 --   fail       the request has failed
 --   end        over, with nothing left at the provider but what was parked
+--   park       the limits leave no place to take the parked resource into use
 --   irrevocable
 CREATE FUNCTION leasehold_internal.decide(
         operation text, look_up boolean, outcome text, status text, attempts integer, in_time boolean,
@@ -61,9 +62,10 @@ $$;
 COMMENT ON FUNCTION leasehold_internal.decide(text, boolean, text, text, integer, boolean, boolean, integer, integer) IS
     'What an outcome means for a lease';
 
--- Notes which leases hold these resources.  A resource that another lease holds is
--- not this one's.  Who holds one without having committed decides for that resource
--- alone: returns the places in the arrays of those that it has to be waited for.
+-- Notes which leases hold these resources.  One that another lease holds, or that
+-- is to be removed, is not this lease's.  Who holds one without having committed
+-- decides for that resource alone: returns the places in the arrays of those that
+-- it has to be waited for.
 CREATE FUNCTION leasehold_internal.claim_resources(
         providers text[], provider_lease_ids text[], company_ids uuid[], lease_ids uuid[])
     RETURNS integer[] LANGUAGE plpgsql VOLATILE
@@ -135,7 +137,8 @@ BEGIN
      CROSS JOIN LATERAL (SELECT * FROM leasehold_internal.calls AS x
                           WHERE x.company_id = a.company_id AND x.subject_id = a.id AND x.slot = 'op' OFFSET 0) AS c
      WHERE a.locked = 1 AND a.outcome = 'ok' AND a.provider_lease_id IS NOT NULL AND l.generation = a.generation
-       AND c.operation = 'acquire' AND c.state = 'started' AND c.worker_epoch = epoch;
+       AND (c.operation = 'acquire' OR c.operation = 'resume' AND a.provider_lease_id <> l.provider_lease_id)
+       AND c.state = 'started' AND c.worker_epoch = epoch;
     IF v_got.places IS NOT NULL THEN
         FOREACH v_busy IN ARRAY leasehold_internal.claim_resources(v_got.providers, v_got.resources, v_got.companies,
                                                                    v_got.ids) LOOP
@@ -145,26 +148,27 @@ BEGIN
 
     RETURN QUERY
     WITH found AS MATERIALIZED (
-        SELECT a.company_id, a.id, a.generation, a.provider_lease_id, a.metadata, a.expires_at, a.code, a.message,
-               a.retry_after_ms,
-               -- a resumed resource is the one that was parked, not some other, which may be somebody else's
-               CASE WHEN c.operation = 'resume' AND a.outcome = 'ok'
-                         AND a.provider_lease_id IS DISTINCT FROM l.provider_lease_id THEN 'failed'
-                    ELSE a.outcome END AS outcome,
+        SELECT a.company_id, a.id, a.generation, a.provider_lease_id, a.metadata, a.expires_at, a.retry_after_ms,
+               CASE WHEN o.other THEN 'failed' ELSE a.outcome END AS outcome,
+               CASE WHEN o.other THEN 'another_resource' ELSE a.code END AS code,
+               CASE WHEN o.other THEN pg_catalog.format('the provider answered with another resource, "%s"', a.provider_lease_id)
+                    ELSE a.message END AS message,
                l.status AS old_status, l.provider, l.provider_lease_id AS old_resource,
                c.operation, c.look_up, c.attempts, c.attempts - c.throttled AS tries, c.last_error,
                CASE WHEN c.operation = 'acquire' AND a.outcome = 'ok' AND l.policy = 'reuse_by_environment'
                          AND l.adapter_type IS NULL
                     THEN COALESCE(pg_catalog.left(a.metadata::jsonb ->> 'adapterType', 200), '') END AS new_adapter,
-               COALESCE(c.payload ? 'destroy', false) AS then_destroy,
+               COALESCE(c.payload ? 'destroy', false) AS then_destroy, COALESCE(c.payload ? 'limit', false) AS no_place,
+               -- what was destroyed is not parked, even if it should have been
+               c.operation = 'release' AND a.outcome = 'ok' AND l.end_status = 'retained' AS parked,
                -- during a look-up the lease remembers how often it was asked for
                (l.acquire_by IS NULL OR l.acquire_by > pg_catalog.clock_timestamp())
                AND (NOT c.look_up OR l.attempts < acquire_attempts) AS in_time,
                CASE WHEN a.outcome = 'unknown' THEN leasehold_internal.provider_looks_up(l.provider) END AS looks_up,
                CASE WHEN a.outcome = 'ok' AND c.operation = 'acquire' AND a.provider_lease_id IS NOT NULL THEN
-                    (SELECT r.lease_id <> l.id OR r.company_id <> l.company_id
-                       FROM leasehold_internal.provider_resources AS r
-                      WHERE r.provider = l.provider AND r.provider_lease_id = a.provider_lease_id) END AS taken
+                    NOT EXISTS (SELECT FROM leasehold_internal.provider_resources AS r
+                                 WHERE r.provider = l.provider AND r.provider_lease_id = a.provider_lease_id
+                                   AND r.company_id = l.company_id AND r.lease_id = l.id) END AS taken
           FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids), pg_catalog.unnest(generations),
                           pg_catalog.unnest(outcomes), pg_catalog.unnest(provider_lease_ids), pg_catalog.unnest(metadatas),
                           pg_catalog.unnest(expirations), pg_catalog.unnest(codes), pg_catalog.unnest(messages),
@@ -175,6 +179,9 @@ BEGIN
                               WHERE x.company_id = a.company_id AND x.id = a.id OFFSET 0) AS l
          CROSS JOIN LATERAL (SELECT * FROM leasehold_internal.calls AS x
                               WHERE x.company_id = a.company_id AND x.subject_id = a.id AND x.slot = 'op' OFFSET 0) AS c
+         -- a resumed resource is the one that was parked, not some other, which may be somebody else's
+         CROSS JOIN LATERAL (SELECT c.operation = 'resume' AND a.outcome = 'ok'
+                                    AND a.provider_lease_id IS DISTINCT FROM l.provider_lease_id AS other) AS o
          WHERE a.locked = 1 AND l.generation = a.generation AND c.state = 'started' AND c.worker_epoch = epoch
     ), answer AS (
         SELECT f.*, leasehold_internal.decide(f.operation, f.look_up, f.outcome, f.old_status, f.tries, f.in_time,
@@ -186,6 +193,8 @@ BEGIN
                          THEN CASE WHEN a.old_status = 'acquiring' THEN 'fail' ELSE 'end' END
                          -- it was parked, but is to be deleted meanwhile
                          WHEN a.then_destroy AND a.decision = 'end' AND a.outcome = 'ok' THEN 'dispose'
+                         -- it could be resumed, if only there were a place for it
+                         WHEN a.no_place AND a.decision = 'reacquire' THEN 'park'
                          ELSE a.decision END AS step,
                pg_catalog.clock_timestamp() + GREATEST(
                    leasehold_internal.backoff(a.attempts, base_ms, most_ms),
@@ -200,8 +209,8 @@ BEGIN
                    WHEN 'cleanup' THEN 'pending_cleanup'
                    WHEN 'fail' THEN 'failed'
                    WHEN 'irrevocable' THEN 'irrevocable'
-                   WHEN 'end' THEN CASE WHEN l.end_status = 'retained' AND s.outcome <> 'ok' THEN 'released'
-                                        WHEN l.end_status = 'retained' AND s.operation = 'acquire' THEN 'released'
+                   WHEN 'park' THEN 'retained'
+                   WHEN 'end' THEN CASE WHEN l.end_status = 'retained' AND NOT s.parked THEN 'released'
                                         ELSE COALESCE(l.end_status, 'released') END
                    ELSE l.status END,
                generation = l.generation + CASE WHEN s.step = 'reacquire' THEN 1 ELSE 0 END,
@@ -223,7 +232,7 @@ BEGIN
                provider_expires_at = CASE WHEN s.outcome = 'ok' AND s.step IN ('activate', 'dispose') THEN s.expires_at
                                           ELSE l.provider_expires_at END,
                -- a parked resource waits for its next use as long as a lease may live
-               expires_at = CASE WHEN s.step = 'end' AND l.end_status = 'retained' THEN
+               expires_at = CASE WHEN s.step = 'end' AND s.parked THEN
                    pg_catalog.clock_timestamp()
                    + CASE WHEN v_ceilings THEN leasehold_internal.ttl_ceiling(l.company_id, l.environment_id, l.provider)
                           ELSE interval '24 hours' END
@@ -233,19 +242,23 @@ BEGIN
                                          ELSE interval '24 hours' END),
                          s.expires_at)
                    ELSE l.expires_at END,
-               end_status = CASE WHEN s.step IN ('fail', 'irrevocable') THEN COALESCE(l.end_status, 'failed') ELSE l.end_status END,
-               ended_at = CASE WHEN s.step IN ('fail', 'end') THEN pg_catalog.clock_timestamp() ELSE l.ended_at END,
-               cleanup_status = CASE WHEN s.step = 'end' THEN 'success'
+               end_status = CASE WHEN s.step = 'park' THEN 'retained'
+                                 WHEN s.step IN ('fail', 'irrevocable') THEN COALESCE(l.end_status, 'failed') ELSE l.end_status END,
+               -- what is found after all was asked for by somebody who has given up
+               disposition = CASE WHEN s.step = 'park' THEN 'stop'
+                                  WHEN s.step = 'irrevocable' THEN COALESCE(l.disposition, 'delete') ELSE l.disposition END,
+               ended_at = CASE WHEN s.step IN ('fail', 'end', 'park') THEN pg_catalog.clock_timestamp() ELSE l.ended_at END,
+               cleanup_status = CASE WHEN s.step IN ('end', 'park') THEN 'success'
                                      WHEN s.step IN ('cleanup', 'irrevocable') THEN 'failed' ELSE l.cleanup_status END,
                failure_code = CASE WHEN s.taken THEN 'resource_taken'
                                    WHEN s.step = 'fail' AND s.look_up THEN 'lease_acquire_failed'
-                                   WHEN s.step IN ('fail', 'cleanup', 'irrevocable', 'reacquire')
+                                   WHEN s.step IN ('fail', 'cleanup', 'irrevocable', 'reacquire', 'park')
                                         THEN COALESCE(CASE WHEN s.step = 'irrevocable' AND s.operation = 'acquire'
                                                            THEN 'acquire_outcome_unknown' END, s.code, l.failure_code)
                                    WHEN s.step = 'activate' THEN NULL ELSE l.failure_code END,
-               failure_reason = CASE WHEN s.taken THEN 'the provider answered with a resource that another lease holds'
+               failure_reason = CASE WHEN s.taken THEN 'the provider answered with a resource that another lease holds or that is to be removed'
                                      WHEN s.step = 'fail' AND s.look_up THEN COALESCE(s.last_error, s.message)
-                                     WHEN s.step IN ('fail', 'cleanup', 'irrevocable') AND l.failure_reason IS NULL
+                                     WHEN s.step IN ('fail', 'cleanup', 'irrevocable', 'park') AND l.failure_reason IS NULL
                                           THEN s.message
                                      WHEN s.step = 'activate' THEN NULL ELSE l.failure_reason END,
                attempts = CASE WHEN s.step IN ('again', 'later') AND s.look_up THEN l.attempts
@@ -256,12 +269,12 @@ BEGIN
           FROM step AS s
          WHERE l.company_id = s.company_id AND l.id = s.id
         RETURNING l.*, s.step, s.outcome, s.operation, s.code, s.message, s.metadata, s.old_status, s.old_resource, s.later,
-                  s.attempts AS attempt
+                  s.attempts AS attempt, s.generation AS old_generation
     ), done AS (
         DELETE FROM leasehold_internal.calls AS c
          USING lease AS l
          WHERE c.company_id = l.company_id AND c.subject_id = l.id
-           AND (c.slot = 'op' AND l.step IN ('activate', 'fail', 'end', 'irrevocable')
+           AND (c.slot = 'op' AND l.step IN ('activate', 'fail', 'end', 'irrevocable', 'park')
                 OR c.slot = 'timer' AND l.step IN ('fail', 'end', 'irrevocable', 'dispose') AND l.status <> 'retained')
     ), next AS (
         UPDATE leasehold_internal.calls AS c
@@ -292,18 +305,30 @@ BEGIN
           FROM lease AS l WHERE l.step = 'activate' OR l.status = 'retained'
         ON CONFLICT (company_id, subject_id, slot) DO UPDATE SET due_at = excluded.due_at, state = 'queued'
     ), stray AS (
-        -- a parked resource that could not be resumed is removed on its own
-        INSERT INTO leasehold_internal.calls (company_id, subject_id, slot, operation, provider, shard, payload)
-        SELECT l.company_id, leasehold.new_id(), 'op', 'destroy_stray', l.provider,
-               leasehold_internal.shard_of(l.company_id),
-               pg_catalog.jsonb_build_object('providerLeaseId', l.old_resource, 'leaseId', l.id,
-                   'environmentId', l.environment_id, 'configVersion', l.config_version, 'reason', 'resume_failed')
-          FROM lease AS l WHERE l.step = 'reacquire' AND l.outcome <> 'gone' AND l.old_resource IS NOT NULL
+        -- a parked resource that could not be resumed, and one that came in its stead, are removed on their own
+        UPDATE leasehold_internal.provider_resources AS r
+           SET lease_id = NULL, stray_id = leasehold.new_id(), environment_id = l.environment_id,
+               config_version = l.config_version, made_for = l.id::text, generation = l.old_generation,
+               reason = CASE WHEN r.provider_lease_id = l.old_resource THEN 'resume_failed' ELSE 'resumed_instead' END
+          FROM lease AS l
+         WHERE l.operation = 'resume' AND r.company_id = l.company_id AND r.lease_id = l.id
+           AND (l.step = 'reacquire' AND l.outcome <> 'gone' OR r.provider_lease_id <> l.old_resource)
+        RETURNING r.*
+    ), removal AS (
+        INSERT INTO leasehold_internal.calls (company_id, subject_id, slot, operation, provider, shard, generation)
+        SELECT r.company_id, r.stray_id, 'op', 'destroy_stray', r.provider, leasehold_internal.shard_of(r.company_id),
+               r.generation
+          FROM stray AS r
+    ), stray_event AS (
+        INSERT INTO leasehold.audit_events (company_id, action, entity_type, entity_id, details)
+        SELECT r.company_id, 'environment.stray_found', 'provider_resource', r.provider_lease_id,
+               leasehold_internal.stray_details(r)
+          FROM stray AS r
     ), freed AS (
         DELETE FROM leasehold_internal.provider_resources AS r
          USING lease AS l
          WHERE r.company_id = l.company_id AND r.lease_id = l.id
-           AND (l.step = 'end' AND l.status <> 'retained' OR l.step = 'reacquire')
+           AND (l.step = 'end' AND l.status <> 'retained' OR l.step = 'reacquire' AND l.outcome = 'gone')
     ), metadata AS (
         INSERT INTO leasehold.lease_metadata AS m (company_id, lease_id, metadata)
         SELECT l.company_id, l.id, l.metadata::jsonb
@@ -322,6 +347,7 @@ BEGIN
                            WHEN 'cleanup' THEN 'environment.lease_cleanup_failed'
                            WHEN 'look_up' THEN 'environment.lease_outcome_unknown'
                            WHEN 'reacquire' THEN 'environment.lease_resume_failed'
+                           WHEN 'park' THEN 'environment.lease_resume_failed'
                            ELSE 'environment.lease_call_failed' END,
                'environment_lease', l.id::text, l.agent_id, l.issue_id, l.run_id,
                CASE WHEN l.step = 'activate'
@@ -337,14 +363,14 @@ BEGIN
                END
           FROM lease AS l
          -- of a series of failing tries the first is told
-         WHERE l.step IN ('activate', 'end', 'fail', 'irrevocable', 'look_up', 'reacquire')
+         WHERE l.step IN ('activate', 'end', 'fail', 'irrevocable', 'look_up', 'reacquire', 'park')
             OR l.attempt = 1 AND l.step IN ('later', 'cleanup')
     )
     SELECT a.company_id, a.id,
            CASE WHEN l.id IS NOT NULL THEN 'applied'
                 WHEN a.locked = 0 THEN 'locked'
                 ELSE 'stale' END,
-           COALESCE(l.step IN ('end', 'fail'), false)
+           COALESCE(l.step IN ('end', 'fail', 'park'), false)
       FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids), pg_catalog.unnest(v_locked))
            AS a (company_id, id, locked)
       LEFT JOIN lease AS l ON l.company_id = a.company_id AND l.id = a.id;
@@ -363,32 +389,37 @@ CREATE FUNCTION leasehold_internal.complete_strays(
 #variable_conflict use_column
 BEGIN
     WITH answer AS (
-        SELECT c.*, a.outcome, a.message
+        SELECT c.company_id, c.subject_id, c.attempts, c.provider, r.provider_lease_id, a.message,
+               leasehold_internal.stray_details(r) AS details,
+               -- without its row there is nothing to remove
+               a.outcome IN ('ok', 'gone') OR r.stray_id IS NULL AS over
           FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids), pg_catalog.unnest(outcomes), pg_catalog.unnest(messages)) AS a (company_id, id, outcome, message)
          CROSS JOIN LATERAL (SELECT * FROM leasehold_internal.calls AS x
                               WHERE x.company_id = a.company_id AND x.subject_id = a.id AND x.slot = 'op' OFFSET 0) AS c
+          LEFT JOIN leasehold_internal.provider_resources AS r ON r.company_id = c.company_id AND r.stray_id = c.subject_id
          WHERE c.operation = 'destroy_stray' AND c.state = 'started' AND c.worker_epoch = epoch
-    ), gone AS (
+    ), done AS (
         DELETE FROM leasehold_internal.calls AS c USING answer AS a
-         WHERE a.outcome IN ('ok', 'gone') AND c.company_id = a.company_id AND c.subject_id = a.subject_id AND c.slot = 'op'
-        RETURNING c.company_id, c.payload, c.provider
+         WHERE a.over AND c.company_id = a.company_id AND c.subject_id = a.subject_id AND c.slot = 'op'
+    ), gone AS (
+        DELETE FROM leasehold_internal.provider_resources AS r USING answer AS a
+         WHERE a.over AND r.company_id = a.company_id AND r.stray_id = a.subject_id
+        RETURNING a.company_id, a.provider_lease_id, a.details
     ), later AS (
         UPDATE leasehold_internal.calls AS c
            SET state = 'queued', worker_epoch = NULL, crashes = 0,
                due_at = pg_catalog.clock_timestamp() + leasehold_internal.backoff(a.attempts, base_ms, most_ms),
                last_error = pg_catalog.left(a.message, 500)
           FROM answer AS a
-         WHERE a.outcome NOT IN ('ok', 'gone') AND c.company_id = a.company_id AND c.subject_id = a.subject_id
-           AND c.slot = 'op'
+         WHERE NOT a.over AND c.company_id = a.company_id AND c.subject_id = a.subject_id AND c.slot = 'op'
     )
     INSERT INTO leasehold.audit_events (company_id, action, entity_type, entity_id, details)
-    SELECT g.company_id, 'environment.stray_removed', 'provider_resource', g.payload ->> 'providerLeaseId',
-           g.payload || pg_catalog.jsonb_build_object('provider', g.provider)
+    SELECT g.company_id, 'environment.stray_removed', 'provider_resource', g.provider_lease_id, g.details
       FROM gone AS g
     UNION ALL
-    SELECT a.company_id, 'environment.stray_not_removed', 'provider_resource', a.payload ->> 'providerLeaseId',
-           a.payload || pg_catalog.jsonb_build_object('provider', a.provider, 'failureReason', a.message)
-      FROM answer AS a WHERE a.outcome NOT IN ('ok', 'gone') AND a.attempts = cleanup_attempts;
+    SELECT a.company_id, 'environment.stray_not_removed', 'provider_resource', a.provider_lease_id,
+           a.details || pg_catalog.jsonb_build_object('failureReason', a.message)
+      FROM answer AS a WHERE NOT a.over AND a.attempts = cleanup_attempts;
 END
 $$;
 COMMENT ON FUNCTION leasehold_internal.complete_strays(bigint, uuid[], uuid[], text[], text[], integer, integer, integer) IS

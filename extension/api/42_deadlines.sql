@@ -63,7 +63,8 @@ BEGIN
                END AS deadline
           FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids)) AS w (company_id, subject_id)
          CROSS JOIN LATERAL (SELECT * FROM leasehold_internal.calls AS x
-                              WHERE x.company_id = w.company_id AND x.subject_id = w.subject_id AND x.slot <> 'op'
+                              WHERE x.company_id = w.company_id AND x.subject_id = w.subject_id
+                                AND x.slot IN ('timer', 'run_timer')
                                 FOR UPDATE SKIP LOCKED) AS c
     ), moved AS (
         UPDATE leasehold_internal.calls AS c

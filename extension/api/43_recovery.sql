@@ -25,18 +25,18 @@ BEGIN
                crashes = c.crashes + CASE WHEN crashed THEN 1 ELSE 0 END,
                look_up = c.look_up OR c.operation = 'acquire', worker_epoch = NULL,
                due_at = pg_catalog.clock_timestamp(), last_error = 'the worker ended before the answer came'
-          FROM (SELECT x.company_id, x.subject_id FROM leasehold_internal.calls AS x
-                 WHERE x.slot = 'op' AND x.state = 'started' AND x.shard = ANY (shards)
+          FROM (SELECT x.company_id, x.subject_id, x.slot FROM leasehold_internal.calls AS x
+                 WHERE x.state = 'started' AND x.shard = ANY (shards)
                    AND (x.started_at <= started_before OR x.started_at IS NULL)
                    AND NOT COALESCE(x.worker_epoch = ANY (live_epochs), false)
                    FOR UPDATE SKIP LOCKED) AS p
-         WHERE c.company_id = p.company_id AND c.subject_id = p.subject_id AND c.slot = 'op'
+         WHERE c.company_id = p.company_id AND c.subject_id = p.subject_id AND c.slot = p.slot
         RETURNING c.*
     ), lease AS (
         UPDATE leasehold.leases AS l SET waiting_for = 'quarantine'
           FROM (SELECT x.company_id, x.id FROM leasehold.leases AS x
                   JOIN lost AS c ON x.company_id = c.company_id AND x.id = c.subject_id
-                 WHERE c.state = 'quarantined' FOR NO KEY UPDATE OF x SKIP LOCKED) AS p
+                 WHERE c.slot = 'op' AND c.state = 'quarantined' FOR NO KEY UPDATE OF x SKIP LOCKED) AS p
          WHERE l.company_id = p.company_id AND l.id = p.id
     ), event AS (
         INSERT INTO leasehold.audit_events (company_id, action, entity_type, entity_id, details)
@@ -51,8 +51,8 @@ $$;
 COMMENT ON FUNCTION leasehold_internal.take_over_calls(bigint[], smallint[], integer, boolean, timestamptz) IS
     'Takes over calls that no live worker has; but none that a user has locked';
 
--- Queues what the states of leases and runs ask for and the dispatch table does
--- not have: after a restore, or when a state was changed by hand.
+-- Queues what the states of leases and runs, and strays, ask for and the dispatch
+-- table does not have: after a restore, or when a state was changed by hand.
 CREATE FUNCTION leasehold_internal.rebuild_calls(shards smallint[]) RETURNS integer
     LANGUAGE plpgsql VOLATILE AS $$
 #variable_conflict use_column
@@ -77,6 +77,10 @@ BEGIN
         UNION ALL
         SELECT r.company_id, r.id, 'run_timer', '', 1, 'run_deadline', false, r.heartbeat_at + r.heartbeat_timeout
           FROM leasehold_internal.runs AS r WHERE r.status = 'running'
+        UNION ALL
+        SELECT r.company_id, r.stray_id, 'op', r.provider, r.generation, 'destroy_stray', false,
+               pg_catalog.clock_timestamp()
+          FROM leasehold_internal.provider_resources AS r WHERE r.stray_id IS NOT NULL
     ), missing AS MATERIALIZED (
         SELECT w.*
           FROM wanted AS w
@@ -96,7 +100,10 @@ BEGIN
           LEFT JOIN LATERAL (SELECT x.id FROM leasehold_internal.runs AS x
                               WHERE m.slot = 'run_timer' AND x.company_id = m.company_id AND x.id = m.id
                                 FOR NO KEY UPDATE SKIP LOCKED) AS r ON true
-         WHERE l.id IS NOT NULL OR r.id IS NOT NULL
+          LEFT JOIN LATERAL (SELECT x.stray_id AS id FROM leasehold_internal.provider_resources AS x
+                              WHERE m.operation = 'destroy_stray' AND x.company_id = m.company_id AND x.stray_id = m.id
+                                FOR NO KEY UPDATE SKIP LOCKED) AS s ON true
+         WHERE l.id IS NOT NULL OR r.id IS NOT NULL OR s.id IS NOT NULL
         ON CONFLICT DO NOTHING
         RETURNING 1
     )
@@ -116,7 +123,7 @@ COMMENT ON FUNCTION leasehold_internal.rebuild_calls(smallint[]) IS
 -- An answer that could not be stored counts as unknown; a call that this
 -- happens to again and again is set aside.
 CREATE FUNCTION leasehold_internal.set_answer_aside(
-        epoch bigint, company_id uuid, subject_id uuid, crash_limit integer, base_ms integer)
+        epoch bigint, company_id uuid, subject_id uuid, slot text, crash_limit integer, base_ms integer)
     RETURNS void LANGUAGE sql VOLATILE AS $$
     UPDATE leasehold_internal.calls AS c
        SET state = CASE WHEN c.crashes + 1 >= crash_limit THEN 'quarantined' ELSE 'queued' END,
@@ -124,23 +131,25 @@ CREATE FUNCTION leasehold_internal.set_answer_aside(
            due_at = pg_catalog.clock_timestamp() + leasehold_internal.backoff(c.crashes + 1, base_ms, 60000),
            last_error = 'the answer could not be stored; see the server log'
      WHERE c.company_id = set_answer_aside.company_id AND c.subject_id = set_answer_aside.subject_id
-       AND c.slot = 'op' AND c.state = 'started' AND c.worker_epoch = epoch
+       AND c.slot = set_answer_aside.slot AND c.state = 'started' AND c.worker_epoch = epoch
 $$;
-COMMENT ON FUNCTION leasehold_internal.set_answer_aside(bigint, uuid, uuid, integer, integer) IS
+COMMENT ON FUNCTION leasehold_internal.set_answer_aside(bigint, uuid, uuid, text, integer, integer) IS
     'Puts a call aside whose answer could not be stored';
 
--- A call, or what deadlines its subject has, that could not be worked on comes
--- again after a pause; not what somebody has locked, who may change it.
-CREATE FUNCTION leasehold_internal.postpone_call(company_id uuid, subject_id uuid, deadline boolean, pause interval)
+-- A call that could not be worked on comes again after a pause, or, without a
+-- slot, the deadlines of its subject; not what somebody has locked, who may
+-- change it.
+CREATE FUNCTION leasehold_internal.postpone_call(company_id uuid, subject_id uuid, slot text, pause interval)
     RETURNS void LANGUAGE sql VOLATILE AS $$
     UPDATE leasehold_internal.calls AS c
        SET due_at = pg_catalog.clock_timestamp() + pause,
            last_error = 'could not be worked on; see the server log'
       FROM (SELECT x.company_id, x.subject_id, x.slot FROM leasehold_internal.calls AS x
              WHERE x.company_id = postpone_call.company_id AND x.subject_id = postpone_call.subject_id
-               AND (x.slot <> 'op') = deadline AND x.state = 'queued'
+               AND (x.slot = postpone_call.slot OR postpone_call.slot IS NULL AND x.slot IN ('timer', 'run_timer'))
+               AND x.state = 'queued'
                FOR UPDATE SKIP LOCKED) AS p
      WHERE c.company_id = p.company_id AND c.subject_id = p.subject_id AND c.slot = p.slot
 $$;
-COMMENT ON FUNCTION leasehold_internal.postpone_call(uuid, uuid, boolean, interval) IS
+COMMENT ON FUNCTION leasehold_internal.postpone_call(uuid, uuid, text, interval) IS
     'Has a call or deadline come again after a pause';

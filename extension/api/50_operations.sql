@@ -78,11 +78,13 @@ BEGIN
     PERFORM leasehold_internal.record(leasehold_internal.no_company(), 'installation.draining', 'installation',
         COALESCE((SELECT i.id::text FROM leasehold_internal.installation AS i LIMIT 1), ''),
         pg_catalog.jsonb_build_object('leases', COALESCE(pg_catalog.cardinality(v_leases), 0)));
-    RETURN (SELECT pg_catalog.count(*) FROM leasehold.leases AS l WHERE leasehold_internal.may_have_resource(l.status));
+    RETURN (SELECT pg_catalog.count(*) FROM leasehold.leases AS l WHERE leasehold_internal.may_have_resource(l.status))
+           + (SELECT pg_catalog.count(*) FROM leasehold_internal.provider_resources AS r WHERE r.stray_id IS NOT NULL);
 END
 $$;
 SELECT leasehold_internal.publish('leasehold_internal.drain_installation', 'instant',
-    'ends all leases, refuses new ones until resume_worker(), and returns how many still have to end', 'leasehold_admin');
+    'ends all leases, refuses new ones until resume_worker(), and returns how many, and how many strays, are still there',
+    'leasehold_admin');
 
 CREATE FUNCTION leasehold_internal.allow_host(host text, data_directory text DEFAULT NULL) RETURNS void
     LANGUAGE plpgsql VOLATILE AS $$
@@ -325,6 +327,15 @@ BEGIN
            'Remove them at the provider; the removal is tried on.'::text
       FROM leasehold_internal.calls AS c
      WHERE c.operation = 'destroy_stray' AND (c.attempts >= 8 OR c.state = 'quarantined')
+     GROUP BY c.provider;
+    RETURN QUERY
+    SELECT 'warning'::text, 'sweep_failed'::text,
+           pg_catalog.format(CASE pg_catalog.count(*) WHEN 1 THEN 'the sweep of %s environment of provider "%s" fails: %s'
+                                                      ELSE 'the sweeps of %s environments of provider "%s" fail: %s' END,
+                             pg_catalog.count(*), c.provider, pg_catalog.max(c.last_error)),
+           'What no lease claims may not be found there until the provider lists it.'::text
+      FROM leasehold_internal.calls AS c
+     WHERE c.slot = 'sweep' AND c.last_error IS NOT NULL
      GROUP BY c.provider;
     RETURN QUERY
     SELECT 'warning'::text, 'plugin_error'::text, pg_catalog.format('plugin "%s": %s', g.key, g.last_error),

@@ -3,7 +3,7 @@ BEGIN;
 SET LOCAL client_min_messages = warning;
 SET LOCAL timezone = 'UTC';
 CREATE EXTENSION IF NOT EXISTS pgtap;
-SELECT plan(9);
+SELECT plan(11);
 
 -- A database that nobody has used yet gets something to look at.
 SELECT NOT EXISTS (SELECT FROM leasehold_internal.installation) AS fresh,
@@ -75,6 +75,20 @@ SELECT is_empty($$
      WHERE c.slot = 'op' AND c.operation IN ('acquire', 'resume', 'release', 'destroy')
        AND (l.id IS NULL OR l.status NOT IN ('acquiring', 'resuming', 'releasing', 'pending_cleanup'))
 $$, 'no call is about a lease that asks for none');
+
+SELECT is_empty($$
+    SELECT r.company_id, r.provider, r.provider_lease_id FROM leasehold_internal.provider_resources AS r
+     WHERE r.stray_id IS NOT NULL
+       AND NOT EXISTS (SELECT FROM leasehold_internal.calls AS c
+                        WHERE c.company_id = r.company_id AND c.subject_id = r.stray_id AND c.operation = 'destroy_stray')
+$$, 'every resource of no lease has the call that removes it');
+
+SELECT is_empty($$
+    SELECT c.company_id, c.subject_id, c.provider FROM leasehold_internal.calls AS c
+     WHERE c.operation = 'destroy_stray'
+       AND NOT EXISTS (SELECT FROM leasehold_internal.provider_resources AS r
+                        WHERE r.company_id = c.company_id AND r.stray_id = c.subject_id)
+$$, 'no such call is about a resource that a lease holds, or that is gone');
 
 SELECT is_empty($$
     SELECT c.company_id, c.subject_id, c.state FROM leasehold_internal.calls AS c

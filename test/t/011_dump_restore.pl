@@ -56,6 +56,15 @@ $node->settles($lease{released}, 'released', 'is released');
 $node->settles($lease{stuck}, 'pending_cleanup', 'one cannot be yet');
 $lease{unknown} = $node->request(q('slow'));
 eventually { $provider->counters->{in_flight} == 1 } 'of one nobody knows';
+# what no lease claims, and cannot be removed yet
+$provider->faults(destroy => 'status:500');
+my ($like) = grep { $_->{leaseId} eq $lease{active} } $provider->resources;
+my $stray = $provider->create(
+	leaseId => '00000000-0000-4000-8000-000000000002',
+	generation => 1,
+	map { $_ => $like->{$_} } qw(installationId companyId environmentId));
+my $strays = 'FROM leasehold_internal.provider_resources WHERE stray_id IS NOT NULL';
+$node->happens("SELECT count(*) = 1 $strays", 'one resource is no lease\'s');
 # the audit trail has partitions, and the DEFAULT one has rows, too
 $node->happens(q(SELECT count(*) >= 5 FROM pg_inherits WHERE inhparent = 'leasehold.audit_events'::regclass),
 	'the audit trail has partitions');
@@ -141,6 +150,7 @@ subtest 'restored beside the original' => sub {
 	is($node->owner('SELECT count(*) FROM leasehold.leases WHERE leasehold_internal.may_have_resource(status)', 'second'), 0,
 		'forked, it has nothing of the original');
 	is($node->owner(q(SELECT count(*) FROM leasehold.runs WHERE status = 'running'), 'second'), 0, 'and no runs go on');
+	is($node->owner("SELECT count(*) $strays", 'second'), 0, 'nor has it what the original is to remove');
 	my $lease = $node->request(q('dev'), 'second');
 	local $node->{database} = 'second';
 	$node->settles($lease, 'active', 'it gets its own leases');
@@ -182,6 +192,8 @@ subtest 'moved to another cluster' => sub {
 	is($new->alice('SELECT count(*) > 0 FROM leasehold.leases', 'here'), 't', 'then she is');
 	unlike($new->doctor('here'), qr/member_dangling/, 'doctor() is content');
 
+	is($new->owner("SELECT provider_lease_id $strays", 'here'), $stray, 'what is to be removed is known here');
+	$provider->faults(destroy => undef);
 	is($new->boss('SELECT leasehold.takeover_installation()', 'here'), 2, 'the installation goes on here');
 	$new->boss('SELECT leasehold.resume_worker()', 'here');
 	$new->serving('here');
@@ -200,6 +212,7 @@ subtest 'moved to another cluster' => sub {
 	$new->happens("SELECT count(*) > 0 FROM leasehold.audit_events WHERE action = 'environment.stray_reported'
 			AND entity_id = '$orphan'", 'the first sweep reports what no lease claims', 'here');
 	is((grep { $_->{providerLeaseId} eq $orphan } $provider->resources), 1, 'and leaves it');
+	eventually { !grep { $_->{providerLeaseId} eq $stray } $provider->resources } 'what was to be removed before is';
 	$new->boss('SELECT leasehold.approve_sweep()', 'here');
 	eventually { !grep { $_->{providerLeaseId} eq $orphan } $provider->resources } 'until that is approved';
 	is($new->owner(q(SELECT max(epoch) FROM leasehold.audit_events), 'here'), 2, 'audit events are of a new epoch');

@@ -128,6 +128,40 @@ subtest 'a request that was acted upon too late' => sub {
 	ok({ held() }->{ $resource{$_} }, 'what a lease has stays') for $lease, $other;
 };
 
+subtest 'a lease with the id of an environment' => sub {
+	$provider->faults(acquire => 'delay:1500', times => 1);
+	my $twin = $node->request("'dev', company => 'acme', lease_id => '$environment'");
+	sweeps('the environment is swept while the lease is asked for');
+	$node->settles($twin, 'active', 'it gets its resource');
+	$node->alice("SELECT leasehold.release_lease('$twin', company => 'acme')");
+	$node->settles($twin, 'released', 'and ends');
+	sweeps('the sweeps go on');
+};
+
+subtest 'a stray that is wanted after all' => sub {
+	$provider->faults(destroy => 'status:500');
+	my $stray = stray('00000000-0000-4000-8000-00000000000d', 1);
+	$node->happens("SELECT count(*) > 0 FROM leasehold_internal.calls WHERE operation = 'destroy_stray' AND attempts > 0",
+		'it cannot be removed yet');
+	$node->refuses('alice', q(SELECT leasehold.delete_environment('dev', company => 'acme')), 'PT409', qr/leases that may/,
+		'leases keep its environment');
+	my $import;
+	# while a call is out that removes it, the import is refused
+	eventually {
+		my ($result, $said) = $node->outcome('alice', "SELECT leasehold.import_lease('dev', '$stray', company => 'acme')");
+		($import) = $said =~ /([0-9a-f-]{36})/ if $result eq 'ok';
+		$result eq 'ok'
+	} 'it is put under a lease';
+	$provider->faults(destroy => undef);
+	sweeps('after a sweep');
+	is($node->lease($import), 'active', 'the lease is active');
+	ok({ held() }->{$stray}, 'and has the resource');
+	$node->happens(q(SELECT count(*) = 0 FROM leasehold_internal.calls WHERE operation = 'destroy_stray'), 'nothing is to be removed');
+	$provider->forget($stray);    # it does not let what it made for one lease be released for another
+	$node->alice("SELECT leasehold.release_lease('$import', company => 'acme')");
+	$node->settles($import, 'released', 'it ends like any other');
+};
+
 subtest 'what vanished' => sub {
 	my $gone = $node->request(q('dev', company => 'acme'));
 	$node->settles($gone, 'active', 'a lease');

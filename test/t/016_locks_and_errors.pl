@@ -332,6 +332,32 @@ subtest 'an environment that is being deleted' => sub {
 		'a lease with the id of an environment does not keep others from being swept');
 	roll_back($session);
 	$node->happens("SELECT count(*) = 1 FROM leasehold_internal.calls WHERE subject_id = '$last'", 'then that one is, too');
+
+	# a sweep finds what somebody is importing
+	my $swept = $node->environment('swept', 'box', {});
+	my $old = $node->request(q('swept'));
+	$node->settles($old, 'active', 'a lease');
+	my ($shown) = grep { $_->{leaseId} eq $old } $provider->resources;
+	$node->boss('SELECT leasehold.pause_worker()');
+	my $found = $provider->create(map({ $_ => $shown->{$_} } qw(installationId companyId environmentId)),
+		leaseId => '00000000-0000-4000-8000-000000000009', generation => 1);
+	$session = open_transaction('alice', "SELECT leasehold.import_lease('swept', '$found')");
+	$failed = failed_batches();
+	my $lists = sub { return scalar grep { $_->{params}{environmentId} eq $swept } $provider->requests(method => 'list') };
+	my $seen = $lists->();
+	$node->boss('SELECT leasehold.resume_worker()');
+	eventually { $lists->() > $seen } 'it is swept';
+	others_go_on();
+	is(failed_batches(), $failed, 'no round has failed');
+	$session->query_safe('COMMIT');
+	$session->quit;
+	$seen = $lists->();
+	eventually { $lists->() > $seen + 1 } 'and again, when the import is done';
+	is($node->owner("SELECT status FROM leasehold.leases WHERE provider_lease_id = '$found'"), 'active', 'the lease has the resource');
+	ok((grep { $_->{providerLeaseId} eq $found } $provider->resources), 'which is there still');
+	is($node->owner("SELECT count(*) FROM leasehold.audit_events WHERE entity_id = '$found'"), 0, 'and never was a stray');
+	$provider->forget($found);    # it does not let what it made for one lease be released for another
+
 	$node->owner(q(ALTER SYSTEM RESET leasehold.housekeeping_interval));
 	$node->owner(q(ALTER SYSTEM SET leasehold.reconcile_interval = 0));
 	$node->reload;

@@ -406,11 +406,12 @@ test_lists(void)
 	good_list("{\"leases\":[],\"nextCursor\":null}", "[]", NULL);
 	good_list("{\"leases\":[],\"nextCursor\":\"p2\"}", "[]", "p2");
 	good_list("{\"leases\":[{\"providerLeaseId\":\"a\"}]}",
-			  "[{\"providerLeaseId\":\"a\",\"leaseId\":null,\"companyId\":null,\"generation\":0}]", NULL);
-	good_list("{\"leases\":[{\"providerLeaseId\":\"a\",\"leaseId\":\"l\",\"companyId\":\"c\",\"generation\":3,\"x\":{}},"
-			  "{\"providerLeaseId\":\"b\",\"leaseId\":null,\"companyId\":null,\"generation\":2147483647}]}",
-			  "[{\"providerLeaseId\":\"a\",\"leaseId\":\"l\",\"companyId\":\"c\",\"generation\":3},"
-			  "{\"providerLeaseId\":\"b\",\"leaseId\":null,\"companyId\":null,\"generation\":2147483647}]", NULL);
+			  "[{\"providerLeaseId\":\"a\",\"leaseId\":null,\"companyId\":null,\"installationId\":null,\"generation\":0}]", NULL);
+	good_list("{\"leases\":[{\"providerLeaseId\":\"a\",\"leaseId\":\"l\",\"companyId\":\"c\",\"installationId\":\"i\","
+			  "\"generation\":3,\"x\":{}},"
+			  "{\"providerLeaseId\":\"b\",\"leaseId\":null,\"companyId\":null,\"installationId\":null,\"generation\":2147483647}]}",
+			  "[{\"providerLeaseId\":\"a\",\"leaseId\":\"l\",\"companyId\":\"c\",\"installationId\":\"i\",\"generation\":3},"
+			  "{\"providerLeaseId\":\"b\",\"leaseId\":null,\"companyId\":null,\"installationId\":null,\"generation\":2147483647}]", NULL);
 
 	bad_list("null");
 	bad_list("[]");
@@ -428,6 +429,7 @@ test_lists(void)
 	bad_list("{\"leases\":[{\"providerLeaseId\":1}]}");
 	bad_list("{\"leases\":[{\"providerLeaseId\":\"a\",\"leaseId\":1}]}");
 	bad_list("{\"leases\":[{\"providerLeaseId\":\"a\",\"companyId\":[]}]}");
+	bad_list("{\"leases\":[{\"providerLeaseId\":\"a\",\"installationId\":7}]}");
 	bad_list("{\"leases\":[{\"providerLeaseId\":\"a\",\"generation\":-1}]}");
 	bad_list("{\"leases\":[{\"providerLeaseId\":\"a\",\"generation\":2147483648}]}");
 	bad_list("{\"leases\":[{\"providerLeaseId\":\"a\"},{\"leaseId\":\"l\"}],\"nextCursor\":\"p2\"}");
