@@ -132,7 +132,8 @@ static void apply_stray_answers(Call **calls, int count);
 static char apply_initialize_answer(Call *call);
 static char apply_reconcile_answer(Call *call);
 static void settle_answers(Round *round);
-static void forget_call(Call *call);
+static TimestampTz forget_call(Call *call);
+static TimestampTz forget_key(const QueueKey *key);
 static bool apply_one_by_one(Round *round);
 static void set_answer_aside(void *arg);
 
@@ -483,7 +484,7 @@ round_give_back(void)
 			break;
 	}
 	dlist_foreach_modify(iter, &worker.out)
-		forget_call(dlist_container(Call, node, iter.cur));
+		(void) forget_call(dlist_container(Call, node, iter.cur));
 }
 
 /*
@@ -915,6 +916,7 @@ settle_answers(Round *round)
 	for (int i = 0; i < round->answer_count; i++)
 	{
 		Call	   *call = round->answers[i];
+		TimestampTz again;
 
 		if (call == NULL)
 			continue;
@@ -930,22 +932,36 @@ settle_answers(Round *round)
 		else
 			round->woken[round->woken_count++] = call->subject;
 		worker.finished_count--;
-		forget_call(call);
+		again = forget_call(call);
+		round->next_due = Min(round->next_due, again);
 	}
 	round->answer_count = 0;
 }
 
-static void
+/* Returns when there is something to be read on account of it, or DT_NOEND. */
+static TimestampTz
 forget_call(Call *call)
 {
-	QueueKey	key;
+	QueueKey	key = {call->company, call->subject};
+	TimestampTz again = DT_NOEND;
 
-	key.company = call->company;
-	key.subject = call->subject;
 	dlist_delete(&call->node);
 	if (call->queue != NULL)
-		queue_forget(&key);
+		again = forget_key(&key);
 	MemoryContextDelete(call->context);
+	return again;
+}
+
+/* The same. */
+static TimestampTz
+forget_key(const QueueKey *key)
+{
+	TimestampTz again = queue_forget(key);
+
+	if (again == 0)
+		return DT_NOEND;
+	watermark = Min(watermark, again - 1);
+	return again;
 }
 
 /*
@@ -1294,7 +1310,7 @@ untake(Round *round)
 	{
 		if (round->takers[i] == NULL)
 			continue;
-		queue_forget(&round->taken[i]);
+		(void) forget_key(&round->taken[i]);
 		watermark = Min(watermark, round->taken_due[i] - 1);
 		round->next_due = Min(round->next_due, TimestampTzPlusMilliseconds(round->begun_at, LOCKED_PAUSE_MS));
 	}

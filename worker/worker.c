@@ -413,15 +413,13 @@ void
 worker_call_finished(Call *call)
 {
 	TimestampTz now = GetCurrentTimestamp();
+	QueueKey	key = {call->company, call->subject};
 
 	Assert(call->outcome != OUTCOME_NONE);
 	/* being told to wait is neither success nor failure */
 	if (call->outcome != OUTCOME_THROTTLED && call->queue != NULL)
-	{
-		QueueKey	key = {call->company, call->subject};
-
 		queue_report(&key, call->provider_failed, call->transport_failed, now);
-	}
+	queue_end(&key);
 	dlist_delete(&call->node);
 	dlist_push_tail(&worker.finished, &call->node);
 	worker.finished_count++;
