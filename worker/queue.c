@@ -708,6 +708,24 @@ count_held_back(QueueShare *share)
 	share->held_back = held_back;
 }
 
+void
+queue_clock_set_back(TimestampTz now)
+{
+	HASH_SEQ_STATUS seq;
+	QueueProvider *provider;
+	QueueShare *share;
+
+	hash_seq_init(&seq, providers);
+	while ((provider = hash_seq_search(&seq)) != NULL)
+		breaker_clock_set_back(&provider->breaker, now);
+	hash_seq_init(&seq, shares);
+	while ((share = hash_seq_search(&seq)) != NULL)
+	{
+		breaker_clock_set_back(&share->breaker, now);
+		share->used_at = Min(share->used_at, now);
+	}
+}
+
 /* Reports */
 
 /*

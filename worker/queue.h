@@ -61,6 +61,9 @@ extern TimestampTz queue_overflow(void);
 /* A call that was taken ended well, or badly: unreachable if it never came to the provider. */
 extern void queue_report(const QueueKey *key, bool failed, bool unreachable, TimestampTz now);
 
+/* The clock was set back: what is held back is not longer than it would have been. */
+extern void queue_clock_set_back(TimestampTz now);
+
 /* Copies the providers' figures to shared memory and obeys requests found there. */
 extern void queue_publish(SharedWorker *shared);
 

@@ -31,6 +31,7 @@
 #include "utils/syscache.h"
 #include "utils/timestamp.h"
 
+#include "event_loop.h"
 #include "installation.h"
 #include "plugins.h"
 #include "providers/provider.h"
@@ -47,6 +48,7 @@
 #define OVERDUE_BATCH		10000
 #define ANSWER_BATCH		500
 #define CLAIM_BATCH			500
+#define RECOVER_PAUSE_MS	100
 #define LOCKED_PAUSE_MS		50
 #define LOCKED_PAUSE_DOUBLINGS 5
 #define FAILED_PAUSE_MS		100
@@ -213,7 +215,7 @@ note_trouble(void)
 	trouble = geterrcode();
 	if (trouble_passes() &&
 		(trouble_is_known ||
-		 (trouble == reported && now < TimestampTzPlusMilliseconds(reported_at, REPORT_AGAIN_MS))))
+		 (trouble == reported && now >= reported_at && now < TimestampTzPlusMilliseconds(reported_at, REPORT_AGAIN_MS))))
 		return;
 	reported = trouble;
 	reported_at = now;
@@ -390,8 +392,7 @@ round_recover(void)
 	while (!in_transaction("taking over", recover_work, NULL))
 	{
 		/* nothing can be served before this; a lock may be in the way */
-		pg_usleep(100000);
-		CHECK_FOR_INTERRUPTS();
+		event_loop_wait(RECOVER_PAUSE_MS, PG_WAIT_EXTENSION);
 		if (ShutdownRequestPending)
 			return;
 	}
@@ -631,6 +632,19 @@ TimestampTz
 round_not_before(void)
 {
 	return trouble_until;
+}
+
+void
+round_clock_set_back(TimestampTz now)
+{
+	dlist_iter	iter;
+
+	/* what is new is due before what was read last */
+	watermark = DT_NOBEGIN;
+	trouble_until = 0;
+	dlist_foreach(iter, &worker.finished)
+		dlist_container(Call, node, iter.cur)->apply_after = 0;
+	queue_clock_set_back(now);
 }
 
 static void

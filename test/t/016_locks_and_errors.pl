@@ -403,6 +403,20 @@ subtest 'wakes' => sub {
 	$node->happens(q(SELECT status = 'ready' FROM leasehold.plugins WHERE key = 'box'), 'it is spoken to anew, and ready');
 	is($provider->requests(method => 'initialize'), $greetings + 2, 'by another call');
 
+	# housekeeping keeps its own time
+	$node->owner('ALTER SYSTEM SET leasehold.housekeeping_interval = 1');
+	$node->reload;
+	my $kept = $node->request(q('dev'));
+	$node->settles($kept, 'active', 'a lease');
+	for (1 .. 2)
+	{
+		$node->owner("DELETE FROM leasehold_internal.calls WHERE subject_id = '$kept'");
+		$node->happens("SELECT count(*) = 1 FROM leasehold_internal.calls WHERE subject_id = '$kept'",
+			'housekeeping comes when it is time, although nothing else happens');
+	}
+	$node->owner('ALTER SYSTEM RESET leasehold.housekeeping_interval');
+	$node->reload;
+
 	# two-phase commit makes none: the worker's own check finds the work
 	$session->query_safe('BEGIN');
 	my $prepared = $session->query_safe(q(SELECT leasehold.request_lease('dev')));
