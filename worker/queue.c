@@ -132,6 +132,8 @@ static void blame_provider(QueueItem *item, bool unreachable, TimestampTz now);
 static void forgive_provider(QueueProvider *provider);
 static const Breaker *reported_breaker(QueueProvider *provider);
 static void reset_breakers(QueueProvider *provider);
+static SharedProvider *slot_for(const QueueProvider *provider, SharedWorker *shared);
+static bool is_quiet(const QueueProvider *provider);
 
 void
 queue_init(void)
@@ -766,6 +768,47 @@ reset_breakers(QueueProvider *provider)
 	}
 }
 
+/*
+ * Where a provider is reported: in a free place, or in that of one of which
+ * there is nothing to tell.  NULL if there is none.
+ */
+static SharedProvider *
+slot_for(const QueueProvider *provider, SharedWorker *shared)
+{
+	HASH_SEQ_STATUS seq;
+	QueueProvider *other;
+	SharedProvider *slot;
+
+	for (int i = 0; i < SHARED_MAX_PROVIDERS; i++)
+	{
+		if (shared->providers[i].key[0] == '\0')
+			return &shared->providers[i];
+	}
+	if (is_quiet(provider))
+		return NULL;
+	hash_seq_init(&seq, providers);
+	while ((other = hash_seq_search(&seq)) != NULL)
+	{
+		if (other->shared == NULL || !is_quiet(other))
+			continue;
+		hash_seq_term(&seq);
+		slot = other->shared;
+		other->shared = NULL;
+		SpinLockAcquire(&shared->mutex);
+		memset(slot, 0, sizeof(SharedProvider));
+		SpinLockRelease(&shared->mutex);
+		return slot;
+	}
+	return NULL;
+}
+
+static bool
+is_quiet(const QueueProvider *provider)
+{
+	return provider->in_flight == 0 && provider->queued == 0 && provider->held_back == 0 &&
+		provider->breaker.state == BREAKER_CLOSED;
+}
+
 void
 queue_publish(SharedWorker *shared)
 {
@@ -782,16 +825,9 @@ queue_publish(SharedWorker *shared)
 
 		forget_unused(provider, now);
 		if (slot == NULL)
-		{
-			for (int i = 0; i < SHARED_MAX_PROVIDERS && slot == NULL; i++)
-			{
-				if (shared->providers[i].key[0] == '\0')
-					slot = &shared->providers[i];
-			}
-			if (slot == NULL)
-				continue;
-			provider->shared = slot;
-		}
+			slot = provider->shared = slot_for(provider, shared);
+		if (slot == NULL)
+			continue;
 		SpinLockAcquire(&shared->mutex);
 		reset = slot->reset_breaker;
 		slot->reset_breaker = false;

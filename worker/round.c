@@ -850,7 +850,8 @@ apply_stray_answers(Call **calls, int count)
 	QueueKey   *keys = palloc(count * sizeof(QueueKey));
 	char	  **outcomes = palloc(count * sizeof(char *));
 	char	  **messages = palloc(count * sizeof(char *));
-	Datum		args[8];
+	Datum	   *retries = palloc(count * sizeof(Datum));
+	Datum		args[9];
 
 	for (int i = 0; i < count; i++)
 	{
@@ -858,17 +859,19 @@ apply_stray_answers(Call **calls, int count)
 		keys[i].subject = calls[i]->subject;
 		outcomes[i] = (char *) call_outcome_name(calls[i]->outcome);
 		messages[i] = calls[i]->message;
+		retries[i] = Int64GetDatum(calls[i]->retry_after_ms);
 	}
 	args[0] = Int64GetDatum(worker.epoch);
 	args[1] = companies_of(keys, count);
 	args[2] = subjects_of(keys, count);
 	args[3] = text_array(outcomes, count);
 	args[4] = text_array(messages, count);
-	args[5] = Int32GetDatum(setting_retry_base);
-	args[6] = Int32GetDatum(setting_retry_max);
-	args[7] = Int32GetDatum(setting_cleanup_attempts);
-	if (SPI_execute_with_args("SELECT leasehold_internal.complete_strays($1, $2, $3, $4, $5, $6, $7, $8)", 8,
-							  (Oid[]) {INT8OID, UUIDARRAYOID, UUIDARRAYOID, TEXTARRAYOID, TEXTARRAYOID,
+	args[5] = PointerGetDatum(construct_array(retries, count, INT8OID, 8, true, TYPALIGN_DOUBLE));
+	args[6] = Int32GetDatum(setting_retry_base);
+	args[7] = Int32GetDatum(setting_retry_max);
+	args[8] = Int32GetDatum(setting_cleanup_attempts);
+	if (SPI_execute_with_args("SELECT leasehold_internal.complete_strays($1, $2, $3, $4, $5, $6, $7, $8, $9)", 9,
+							  (Oid[]) {INT8OID, UUIDARRAYOID, UUIDARRAYOID, TEXTARRAYOID, TEXTARRAYOID, INT8ARRAYOID,
 									   INT4OID, INT4OID, INT4OID}, args, NULL, false, 1) != SPI_OK_SELECT)
 		elog(ERROR, "could not apply answers about strays");
 }
@@ -877,7 +880,7 @@ apply_stray_answers(Call **calls, int count)
 static char
 apply_initialize_answer(Call *call)
 {
-	Datum		args[8];
+	Datum		args[9];
 
 	args[0] = Int64GetDatum(worker.epoch);
 	args[1] = UUIDPGetDatum(&call->subject);
@@ -885,10 +888,11 @@ apply_initialize_answer(Call *call)
 	args[3] = CStringGetTextDatum(call_outcome_name(call->outcome));
 	args[4] = text_array(call->supported_methods, call->supported_method_count);
 	args[5] = CStringGetTextDatum(call->message);
-	args[6] = Int32GetDatum(setting_retry_base);
-	args[7] = Int32GetDatum(setting_retry_max);
-	if (SPI_execute_with_args("SELECT leasehold_internal.complete_initialize($1, $2, $3, $4, $5, $6, $7, $8)", 8,
-							  (Oid[]) {INT8OID, UUIDOID, INT4OID, TEXTOID, TEXTARRAYOID, TEXTOID, INT4OID, INT4OID},
+	args[6] = Int64GetDatum(call->retry_after_ms);
+	args[7] = Int32GetDatum(setting_retry_base);
+	args[8] = Int32GetDatum(setting_retry_max);
+	if (SPI_execute_with_args("SELECT leasehold_internal.complete_initialize($1, $2, $3, $4, $5, $6, $7, $8, $9)", 9,
+							  (Oid[]) {INT8OID, UUIDOID, INT4OID, TEXTOID, TEXTARRAYOID, TEXTOID, INT8OID, INT4OID, INT4OID},
 							  args, NULL, false, 1) != SPI_OK_SELECT)
 		elog(ERROR, "could not apply the answer of a plugin");
 	return SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1)[0];
@@ -898,8 +902,8 @@ apply_initialize_answer(Call *call)
 static char
 apply_reconcile_answer(Call *call)
 {
-	Datum		args[8];
-	char		nulls[8] = {' ', ' ', ' ', ' ', ' ', ' ', ' ', ' '};
+	Datum		args[9];
+	char		nulls[9] = {' ', ' ', ' ', ' ', ' ', ' ', ' ', ' ', ' '};
 	Interval	pause;
 	bool		isnull;
 
@@ -914,9 +918,10 @@ apply_reconcile_answer(Call *call)
 	args[5] = text_or_null(call->next_cursor, &isnull);
 	nulls[5] = isnull ? 'n' : ' ';
 	args[6] = CStringGetTextDatum(call->message);
-	args[7] = IntervalPGetDatum(&pause);
-	if (SPI_execute_with_args("SELECT leasehold_internal.complete_reconcile($1, $2, $3, $4, $5, $6, $7, $8)", 8,
-							  (Oid[]) {INT8OID, UUIDOID, UUIDOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, INTERVALOID},
+	args[7] = Int64GetDatum(call->retry_after_ms);
+	args[8] = IntervalPGetDatum(&pause);
+	if (SPI_execute_with_args("SELECT leasehold_internal.complete_reconcile($1, $2, $3, $4, $5, $6, $7, $8, $9)", 9,
+							  (Oid[]) {INT8OID, UUIDOID, UUIDOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, INT8OID, INTERVALOID},
 							  args, nulls, false, 1) != SPI_OK_SELECT)
 		elog(ERROR, "could not apply a provider's list");
 	(void) SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull);

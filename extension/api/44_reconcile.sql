@@ -18,7 +18,8 @@ BEGIN
     WITH moved AS (
         UPDATE leasehold_internal.calls AS c
            SET payload = w.payload, provider = w.provider,
-               due_at = LEAST(c.due_at, pg_catalog.clock_timestamp() + pause * pg_catalog.random())
+               due_at = CASE WHEN c.throttled > 0 THEN c.due_at
+                             ELSE LEAST(c.due_at, pg_catalog.clock_timestamp() + pause * pg_catalog.random()) END
           FROM (SELECT x.company_id, x.subject_id, e.provider,
                        pg_catalog.jsonb_build_object('environmentId', e.id, 'configVersion', e.config_version) AS payload
                   FROM leasehold_internal.calls AS x
@@ -28,7 +29,8 @@ BEGIN
                  WHERE x.slot = 'op' AND x.operation = 'reconcile' AND x.state = 'queued' AND x.shard = ANY (shards)
                    AND 'environmentListLeases' = ANY (g.supported_methods) AND g.status <> 'disabled'
                    AND (NOT x.payload @> pg_catalog.jsonb_build_object('environmentId', e.id, 'configVersion', e.config_version)
-                        OR x.due_at > pg_catalog.clock_timestamp() + pause)
+                        -- not when the provider asked for it
+                        OR x.throttled = 0 AND x.due_at > pg_catalog.clock_timestamp() + pause)
                    FOR UPDATE OF x SKIP LOCKED) AS w
          WHERE c.company_id = w.company_id AND c.subject_id = w.subject_id AND c.slot = 'op'
         RETURNING 1
@@ -72,7 +74,7 @@ COMMENT ON FUNCTION leasehold_internal.ensure_reconciles(smallint[], interval) I
 -- hand it in again a little later.
 CREATE FUNCTION leasehold_internal.complete_reconcile(
         epoch bigint, company_id uuid, subject_id uuid, outcome text, listed text, next_cursor text, message text,
-        pause interval)
+        retry_after_ms bigint, pause interval)
     RETURNS integer LANGUAGE plpgsql VOLATILE AS $$
 #variable_conflict use_column
 DECLARE
@@ -148,18 +150,20 @@ BEGIN
         RETURN v_strays;
     END IF;
     UPDATE leasehold_internal.calls AS c
-       SET state = 'queued', worker_epoch = NULL, attempts = 0,
+       SET state = 'queued', worker_epoch = NULL, attempts = 0, crashes = 0,
+           throttled = CASE WHEN outcome = 'throttled' THEN 1 ELSE 0 END,
            last_error = CASE WHEN outcome = 'ok' THEN NULL ELSE pg_catalog.left(message, 500) END,
            payload = CASE WHEN next_cursor IS NOT NULL
                           THEN c.payload || pg_catalog.jsonb_build_object('cursor', next_cursor)
                           ELSE c.payload - 'cursor' END,
            due_at = CASE WHEN next_cursor IS NOT NULL THEN pg_catalog.clock_timestamp()
-                         ELSE pg_catalog.clock_timestamp() + pause END
+                         ELSE pg_catalog.clock_timestamp() + GREATEST(pause,
+                              pg_catalog.make_interval(secs => LEAST(retry_after_ms, 86400000) / 1000.0)) END
      WHERE c.company_id = v_call.company_id AND c.subject_id = v_call.subject_id AND c.slot = 'op';
     RETURN v_strays;
 END
 $$;
-COMMENT ON FUNCTION leasehold_internal.complete_reconcile(bigint, uuid, uuid, text, text, text, text, interval) IS
+COMMENT ON FUNCTION leasehold_internal.complete_reconcile(bigint, uuid, uuid, text, text, text, text, bigint, interval) IS
     'Applies one page of a provider''s list: queues the removal of what no lease claims; without a pause the last page ends it';
 
 CREATE FUNCTION leasehold_internal.approve_sweep() RETURNS void LANGUAGE plpgsql VOLATILE AS $$
