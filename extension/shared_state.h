@@ -17,7 +17,7 @@
 #include "utils/uuid.h"
 
 #define SHARED_MAX_WORKERS		8	/* per database */
-#define SHARED_MAX_PROVIDERS	32	/* reported per worker */
+#define SHARED_MAX_PROVIDERS	64	/* reported per worker at a time */
 #define SHARED_WAIT_BUCKETS		64
 #define SHARED_REASON_SIZE		256
 #define SHARED_KEY_SIZE			64

@@ -61,6 +61,60 @@ SELECT leasehold.release_quarantine(test.id('o poison'));
 SELECT test.eventually('then it goes on', $$SELECT test.lease('o poison')$$, 'released');
 SELECT test.refused('once', $$SELECT leasehold.release_quarantine(test.id('o poison'))$$, 'call_not_found');
 
+-- It is a manager's decision: trying again is no way out.
+SET ROLE regress_admin;
+SELECT leasehold.pause_worker();
+SET ROLE regress_manager;
+SELECT leasehold.request_lease('plain', lease_id => test.id('o set aside')) IS NOT NULL AS requested;
+RESET ROLE;
+UPDATE leasehold_internal.calls AS c SET state = 'quarantined', crashes = 3 WHERE c.subject_id = test.id('o set aside') AND c.slot = 'op';
+SET ROLE regress_user;
+SELECT test.refused('a user does not let it out', $$SELECT leasehold.retry_lease(test.id('o set aside'))$$, 'wrong_state');
+SET ROLE regress_manager;
+SELECT test.refused('nor a manager that way', $$SELECT leasehold.retry_lease(test.id('o set aside'))$$, 'wrong_state');
+SELECT test.is('the hint says how', e.hint, 'A manager can let it out with release_quarantine(), which may end the worker again.') FROM test.error($$SELECT leasehold.retry_lease(test.id('o set aside'))$$) AS e;
+-- every call that is set aside is told, whatever it is about
+RESET ROLE;
+INSERT INTO leasehold_internal.calls (company_id, subject_id, slot, operation, provider, shard, state, crashes, due_at, payload)
+VALUES (test.id('acme'), test.id('o sweep'), 'op', 'reconcile', 'fake', leasehold_internal.shard_of(test.id('acme')), 'quarantined', 3, now() - interval '25 hours', '{}'),
+       (test.id('acme'), test.id('o stray 1'), 'op', 'destroy_stray', 'fake', leasehold_internal.shard_of(test.id('acme')), 'quarantined', 3, now() - interval '25 hours', '{"providerLeaseId": "x"}'),
+       (test.id('acme'), test.id('o stray 2'), 'op', 'destroy_stray', 'fake', leasehold_internal.shard_of(test.id('acme')), 'quarantined', 3, now() - interval '23 hours', '{"providerLeaseId": "y"}'),
+       (leasehold_internal.no_company(), test.id('o plugin'), 'op', 'initialize', 'plugin:none', 0, 'quarantined', 3, now() - interval '25 hours', '{"plugin": "none"}');
+SET ROLE regress_admin;
+SELECT d.finding, d.what_to_do FROM leasehold.doctor() AS d WHERE d.code = 'call_quarantined' ORDER BY d.finding;
+-- sweeps and strays have nobody who lets them out: a day later they are tried again, and one crash is enough to set them aside
+RESET ROLE;
+SELECT leasehold_internal.housekeep('reconcile', ARRAY[leasehold_internal.shard_of(test.id('acme'))], 30, 30, 3600) AS more;
+SELECT test.is('a sweep, and what is old enough', string_agg((c.operation, c.state, c.crashes)::text, ' ' ORDER BY c.operation, c.state), '(destroy_stray,quarantined,3) (destroy_stray,queued,3) (reconcile,queued,3)')
+  FROM leasehold_internal.calls AS c WHERE c.subject_id IN (test.id('o sweep'), test.id('o stray 1'), test.id('o stray 2'));
+UPDATE leasehold_internal.calls AS c SET state = 'started', worker_epoch = -1 WHERE c.state = 'queued' AND c.subject_id IN (test.id('o sweep'), test.id('o stray 1'));
+SELECT test.is('another crash', leasehold_internal.recover_calls(0, ARRAY[leasehold_internal.shard_of(test.id('acme'))], 3, true), 2);
+SELECT test.is('is one too many', count(*), 3) FROM leasehold_internal.calls AS c WHERE c.subject_id IN (test.id('o sweep'), test.id('o stray 1'), test.id('o stray 2')) AND c.state = 'quarantined';
+SELECT test.is('told as what they are', string_agg(e.action || ' ' || e.entity_type || ' ' || CASE e.entity_id WHEN test.id('o sweep')::text THEN 'o sweep' ELSE e.entity_id END, ', ' ORDER BY e.action),
+    'environment.stray_quarantined provider_resource x, environment.sweep_quarantined environment o sweep')
+  FROM leasehold.audit_events AS e WHERE e.action IN ('environment.stray_quarantined', 'environment.sweep_quarantined');
+-- an answer forgives; what it asks for is kept
+UPDATE leasehold_internal.calls AS c SET state = 'started', worker_epoch = -1 WHERE c.subject_id = test.id('o sweep');
+SELECT test.is('an answer', leasehold_internal.complete_reconcile(-1, test.id('acme'), test.id('o sweep'), 'throttled', NULL, NULL, 'later', 7200000, '1 hour'), 0);
+SELECT test.is('forgives', (c.state, c.crashes, c.due_at > now() + interval '119 minutes')::text, '(queued,0,t)') FROM leasehold_internal.calls AS c WHERE c.subject_id = test.id('o sweep');
+DELETE FROM leasehold_internal.calls AS c WHERE c.subject_id IN (test.id('o sweep'), test.id('o stray 1'), test.id('o stray 2'), test.id('o plugin'));
+SELECT leasehold.resume_worker();
+SET ROLE regress_manager;
+SELECT leasehold.release_quarantine(test.id('o set aside'));
+SELECT test.eventually('let out, it goes on', $$SELECT test.lease('o set aside')$$, 'active');
+
+-- Everything ends, even what somebody left without a deadline.
+SELECT leasehold.start_run(run_id => test.id('o endless run')) IS NOT NULL AS started;
+RESET ROLE;
+UPDATE leasehold.leases AS l SET expires_at = NULL WHERE l.id = test.id('o set aside');
+UPDATE leasehold_internal.runs AS r SET heartbeat_at = NULL WHERE r.id = test.id('o endless run');
+DELETE FROM leasehold_internal.calls AS c WHERE c.subject_id IN (test.id('o set aside'), test.id('o endless run'));
+SELECT test.is('its deadlines are made again', leasehold_internal.rebuild_calls(ARRAY[leasehold_internal.shard_of(test.id('acme'))]), 2);
+SET ROLE regress_manager;
+SELECT test.eventually('and it is over', $$SELECT test.lease('o set aside')$$, 'expired');
+SELECT test.is('why', l.failure_reason, 'lease_expired') FROM leasehold.leases AS l WHERE l.id = test.id('o set aside');
+SELECT test.eventually('so is the run', $$SELECT r.status FROM leasehold.runs AS r WHERE r.id = test.id('o endless run')$$, 'failed');
+
 -- What the dispatch table lacks is made again from the states of leases and runs.
 SELECT leasehold.request_lease('plain', lease_id => test.id('o lost')) IS NOT NULL AS requested;
 SELECT test.is('active', (leasehold.wait_for_lease(test.id('o lost'), '30 seconds')).status, 'active');

@@ -84,6 +84,8 @@ SELECT test.is('the error tells why', (e.message, e.detail)::text, '("provider "
 SELECT test.refused('no environment', $$SELECT leasehold.create_environment('of-d3', 'd1')$$, 'provider_unusable');
 SELECT test.is('given back', leasehold.release_lease(test.id(l)), 'released') FROM unnest(ARRAY['of d1', 'of d2']) AS l;
 SET ROLE regress_admin;
+SELECT test.refused('nor is it enabled by the way', $$SELECT leasehold.restart_plugin('p1')$$, 'wrong_state');
+SELECT test.is('the hint says how', e.hint, 'enable_plugin() takes it into use again.') FROM test.error($$SELECT leasehold.restart_plugin('p1')$$) AS e;
 SELECT leasehold.enable_plugin('p1');
 SELECT test.is('enabled', p.status::text, 'installed') FROM leasehold.plugins AS p WHERE p.key = 'p1';
 SELECT leasehold.restart_plugin('p1');

@@ -54,7 +54,7 @@ SELECT leasehold.upsert_agent(test.id('m agent'), env => '{"A": "1"}', metadata 
    AND leasehold.upsert_issue(test.id('m issue'), env => '{"A": "1"}', metadata => '{"m": 1}', company => c) IS NOT NULL
    AND leasehold.start_run(run_id => test.id('m run'), env => '{"A": "1"}', metadata => '{"m": 1}', company => c) IS NOT NULL AS made
   FROM unnest(ARRAY['acme', 'beta']) AS c;
-SELECT leasehold.allow_provider(c, 'fake'), leasehold.set_limit('output_bytes', 1000, company => c) FROM unnest(ARRAY['acme', 'beta']) AS c;
+SELECT leasehold.allow_provider(c, 'fake'), leasehold.set_limit('lease_starts_per_minute', 100000, company => c) FROM unnest(ARRAY['acme', 'beta']) AS c;
 INSERT INTO leasehold.leases (company_id, id, environment_id, config_version, provider, ttl, status, end_status, disposition, provider_lease_id, run_id, expires_at, acquired_at, last_used_at)
 SELECT test.id(c), test.id('m ' || s), test.id(c || ' plain'), 1, 'fake', '1 hour', s, 'released', 'delete', 'sandbox://matrix', test.id('m run'), now() + interval '1 hour', now(), now()
   FROM unnest(ARRAY['acme', 'beta']) AS c, unnest(ARRAY['active', 'irrevocable', 'released', 'retained']) AS s;
@@ -233,4 +233,4 @@ SELECT test.is(format('%-9s %s', v.role, w.statement), pg_temp.try('regress_' ||
 DELETE FROM leasehold_internal.calls WHERE subject_id = test.id('m active');
 DELETE FROM leasehold.leases WHERE id IN (test.id('m active'), test.id('m irrevocable'), test.id('m released'), test.id('m retained'));
 SELECT leasehold.finish_run(test.id('m run'), company => c) FROM unnest(ARRAY['acme', 'beta']) AS c;
-SELECT leasehold.set_limit('output_bytes', company => c) FROM unnest(ARRAY['acme', 'beta']) AS c;
+SELECT leasehold.set_limit('lease_starts_per_minute', company => c) FROM unnest(ARRAY['acme', 'beta']) AS c;

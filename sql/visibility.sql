@@ -18,7 +18,7 @@ SELECT leasehold.upsert_agent(test.id('v agent'), 'zeta agent', 'zeta_adapter', 
 SELECT test.is('active', (leasehold.wait_for_lease(test.id('v lease'), '30 seconds')).status, 'active');
 SELECT test.is('failed', (leasehold.wait_for_lease(test.id('v failed'), '30 seconds')).status, 'failed');
 RESET ROLE;
-SELECT leasehold.allow_provider('zeta', 'fake'), leasehold.set_limit('output_bytes', 77, company => 'zeta', environment => 'zeta-v-env');
+SELECT leasehold.allow_provider('zeta', 'fake'), leasehold.set_limit('lease_starts_per_minute', 77, company => 'zeta', environment => 'zeta-v-env');
 SELECT leasehold.grant_company('zeta', 'regress_both', 'user');
 -- telltale strings: zeta's key, and every id that is zeta's and not acme's
 CREATE TABLE test.telltales AS
@@ -108,7 +108,7 @@ SELECT test.is('of a limit that others use up', (e.code, pg_temp.says($$SELECT l
 SET ROLE regress_admin;
 SELECT leasehold.set_limit('active_leases');
 RESET ROLE;
-SELECT leasehold.set_limit('output_bytes', company => 'zeta', environment => 'zeta-v-env');
+SELECT leasehold.set_limit('lease_starts_per_minute', company => 'zeta', environment => 'zeta-v-env');
 SELECT leasehold.finish_run(test.id('v run'), company => 'zeta') AS finished;
 SELECT test.eventually('over', $$SELECT test.lease('v lease')$$, 'released');
 DROP TABLE test.telltales;

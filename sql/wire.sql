@@ -48,6 +48,10 @@ SELECT test.is('42: another provider', leasehold.update_environment('w-switched'
 SELECT test.is('42: begins anew', e.config, '{}'::jsonb) FROM leasehold.environments AS e WHERE e.key = 'w-switched';
 SELECT test.is('and back, with a configuration', leasehold.update_environment('w-switched', '{"c": 3}', provider => 'w-box'), 4);
 SELECT test.is('that is all it has', e.config, '{"c": 3}'::jsonb) FROM leasehold.environments AS e WHERE e.key = 'w-switched';
+-- a null takes a member out, but only a whole one
+SELECT test.is('without a member', leasehold.update_environment('w-switched', '{"c": null, "d": {"x": null}}'), 5);
+SELECT test.is('that is left', e.config, '{"d": {"x": null}}'::jsonb) FROM leasehold.environments AS e WHERE e.key = 'w-switched';
+SELECT test.is('one that is not there', leasehold.update_environment('w-switched', '{"c": null}'), 5);
 
 SET ROLE regress_user;
 SELECT leasehold.upsert_agent(test.id('w agent'), 'w', 'codex_local') IS NOT NULL AND leasehold.upsert_agent(test.id('w no adapter')) IS NOT NULL

@@ -72,6 +72,12 @@ open_breaker(Breaker *breaker, TimestampTz now)
 }
 
 void
+breaker_clock_set_back(Breaker *breaker, TimestampTz now)
+{
+	breaker->retry_at = Min(breaker->retry_at, TimestampTzPlusMilliseconds(now, breaker->cooldown_ms));
+}
+
+void
 breaker_close(Breaker *breaker)
 {
 	memset(breaker, 0, sizeof(Breaker));

@@ -32,6 +32,9 @@ extern void breaker_not_tried(Breaker *breaker, TimestampTz now);
  */
 extern bool breaker_failed(Breaker *breaker, bool tried, bool may_open, TimestampTz now);
 
+/* The clock was set back to now: the pause begins anew at most. */
+extern void breaker_clock_set_back(Breaker *breaker, TimestampTz now);
+
 extern void breaker_close(Breaker *breaker);
 
 #endif							/* LEASEHOLD_BREAKER_H */

@@ -110,11 +110,20 @@ event_loop_remove(EventWatch *watch)
 	removed_watches = watch;
 }
 
+int64
+event_loop_clock(void)
+{
+	instr_time	now;
+
+	INSTR_TIME_SET_CURRENT(now);
+	return (int64) INSTR_TIME_GET_MICROSEC(now);
+}
+
 void
-event_loop_set_timer(EventTimer *timer, TimestampTz at)
+event_loop_set_timer(EventTimer *timer, int64 after_ms)
 {
 	event_loop_cancel_timer(timer);
-	timer->at = at;
+	timer->at = event_loop_clock() + after_ms * 1000;
 	timer->set = true;
 	pairingheap_add(timers, &timer->node);
 }
@@ -189,7 +198,7 @@ run_ready_descriptors(void)
 static void
 run_due_timers(void)
 {
-	TimestampTz now = GetCurrentTimestamp();
+	int64		now = event_loop_clock();
 
 	while (!pairingheap_is_empty(timers))
 	{
@@ -212,7 +221,7 @@ until_next_timer(int64 timeout_ms)
 	if (pairingheap_is_empty(timers))
 		return timeout_ms;
 	timer = pairingheap_container(EventTimer, node, pairingheap_first(timers));
-	left = (timer->at - GetCurrentTimestamp() + 999) / 1000;
+	left = (timer->at - event_loop_clock() + 999) / 1000;
 	left = Max(left, 0);
 	return timeout_ms < 0 ? left : Min(timeout_ms, left);
 }
@@ -220,8 +229,8 @@ until_next_timer(int64 timeout_ms)
 static int
 timer_order(const pairingheap_node *a, const pairingheap_node *b, void *arg)
 {
-	TimestampTz at_a = pairingheap_const_container(EventTimer, node, a)->at;
-	TimestampTz at_b = pairingheap_const_container(EventTimer, node, b)->at;
+	int64		at_a = pairingheap_const_container(EventTimer, node, a)->at;
+	int64		at_b = pairingheap_const_container(EventTimer, node, b)->at;
 
 	/* the heap's first is its greatest */
 	return at_a < at_b ? 1 : at_a > at_b ? -1 : 0;

@@ -17,7 +17,7 @@ typedef struct EventWatch EventWatch;
 typedef struct EventTimer
 {
 	pairingheap_node node;
-	TimestampTz at;
+	int64		at;				/* by event_loop_clock() */
 	bool		set;
 	void		(*fire) (void *arg);
 	void	   *arg;
@@ -34,7 +34,10 @@ extern EventWatch *event_loop_add(int fd, uint32 events, EventReady ready, void 
 extern bool event_loop_change(EventWatch *watch, uint32 events);
 extern void event_loop_remove(EventWatch *watch);
 
-extern void event_loop_set_timer(EventTimer *timer, TimestampTz at);
+/* A clock in microseconds that nobody can set. */
+extern int64 event_loop_clock(void);
+
+extern void event_loop_set_timer(EventTimer *timer, int64 after_ms);
 extern void event_loop_cancel_timer(EventTimer *timer);
 
 /*

@@ -138,7 +138,7 @@ http_post(const HttpRequest *request, const char **problem)
 {
 	HttpExchange *exchange;
 	Host	   *host = host_of(request->url);
-	bool		known = host == NULL || GetCurrentTimestamp() < host->known_until;
+	bool		known = host == NULL || event_loop_clock() < host->known_until;
 	sigset_t	saved;
 	bool		ok;
 
@@ -162,9 +162,7 @@ http_post(const HttpRequest *request, const char **problem)
 			dlist_push_tail(&host->waiting, &exchange->node);
 			exchange->give_up.fire = on_give_up;
 			exchange->give_up.arg = exchange;
-			event_loop_set_timer(&exchange->give_up,
-								 TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
-															 Min(setting_connect_timeout, request->timeout_ms)));
+			event_loop_set_timer(&exchange->give_up, Min(setting_connect_timeout, request->timeout_ms));
 		}
 	}
 	if (!ok)
@@ -240,7 +238,7 @@ let_go(void)
 		if (host->leader == NULL || !host->leader->looked_up)
 			continue;
 		host->leader = NULL;
-		host->known_until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), TRUST_ADDRESS_S * 1000);
+		host->known_until = event_loop_clock() + TRUST_ADDRESS_S * INT64CONST(1000000);
 		while (!dlist_is_empty(&host->waiting))
 			start_first(host, false);
 	}
@@ -517,13 +515,13 @@ phase_of(HttpExchange *exchange)
 int
 http_resolver_threads(void)
 {
-	static TimestampTz looked_at = 0;
+	static int64 looked_at = 0;
 	static int	threads = 0;
-	TimestampTz now = GetCurrentTimestamp();
+	int64		now = event_loop_clock();
 	DIR		   *dir;
 
 	/* one look a second is enough to keep a count from running away */
-	if (now - looked_at < 1000000)
+	if (looked_at != 0 && now - looked_at < 1000000)
 		return threads;
 	looked_at = now;
 	threads = -3;				/* ".", ".." and this thread */
@@ -583,8 +581,7 @@ on_timer(CURLM *m, long timeout_ms, void *arg)
 	if (timeout_ms < 0)
 		event_loop_cancel_timer(&multi_timer);
 	else
-		event_loop_set_timer(&multi_timer,
-							 TimestampTzPlusMilliseconds(GetCurrentTimestamp(), timeout_ms));
+		event_loop_set_timer(&multi_timer, timeout_ms);
 	return 0;
 }
 

@@ -330,6 +330,8 @@ tend_worker(LaunchedDatabase *database, SharedDatabase *entry, int part, Timesta
 	 */
 	if (worker_lives(entry, part))
 		return true;
+	/* however the clock was set meanwhile */
+	launched->not_before = Min(launched->not_before, TimestampTzPlusMilliseconds(now, RESTART_PAUSE_MAX_MS));
 	if (now < launched->not_before)
 		*wait_ms = Min(*wait_ms, TimestampDifferenceMilliseconds(now, launched->not_before) + 1);
 	else if (!start_worker(database, entry, part))

@@ -31,7 +31,8 @@
 static MemoryContext plugins_context = NULL;
 static MemoryContext old_context = NULL;	/* calls that are out may point into it */
 static HTAB *plugins = NULL;
-static bool stale = true;
+static uint64 changes = 1;		/* of what is read here */
+static uint64 changes_seen = 0;	/* as many as were made before it was read */
 static bool limits_exist = false;
 static Oid	watched[4];			/* plugins, providers, limits, companies */
 
@@ -39,7 +40,7 @@ static void note_change(Datum arg, Oid relid);
 static void watch_tables(void);
 static void read_plugins(void);
 static void read_limits(void);
-static void read_networks(Plugin *plugin, char *text);
+static void read_networks(Plugin *plugin, char *text, MemoryContext context);
 
 void
 plugins_init(void)
@@ -50,27 +51,32 @@ plugins_init(void)
 static void
 note_change(Datum arg, Oid relid)
 {
-	if (relid == InvalidOid)
-		stale = true;
+	bool		mine = relid == InvalidOid;
+
 	for (int i = 0; i < (int) lengthof(watched); i++)
-		stale |= relid == watched[i];
+		mine |= relid == watched[i];
+	if (mine)
+		changes++;
 }
 
 void
 plugins_forget(void)
 {
-	stale = true;
+	changes++;
 }
 
 void
 plugins_refresh(void)
 {
-	if (!stale)
+	uint64		now = changes;
+
+	if (changes_seen == now)
 		return;
 	watch_tables();
-	stale = false;
 	read_plugins();
 	read_limits();
+	/* what changed while they were read, or could not be read, is read again */
+	changes_seen = now;
 }
 
 bool
@@ -95,18 +101,15 @@ watch_tables(void)
 static void
 read_plugins(void)
 {
+	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext, "leasehold plugins", ALLOCSET_SMALL_SIZES);
+	HTAB	   *found;
 	HASHCTL		ctl;
 
-	/* calls begun before the last refresh have their own copies by now */
-	if (old_context != NULL)
-		MemoryContextDelete(old_context);
-	old_context = plugins_context;
-	plugins_context = AllocSetContextCreate(TopMemoryContext, "leasehold plugins", ALLOCSET_SMALL_SIZES);
 	memset(&ctl, 0, sizeof(ctl));
 	ctl.keysize = sizeof(((Plugin *) NULL)->key);
 	ctl.entrysize = sizeof(Plugin);
-	ctl.hcxt = plugins_context;
-	plugins = hash_create("leasehold plugins", 16, &ctl, HASH_ELEM | HASH_STRINGS | HASH_CONTEXT);
+	ctl.hcxt = context;
+	found = hash_create("leasehold plugins", 16, &ctl, HASH_ELEM | HASH_STRINGS | HASH_CONTEXT);
 
 	if (SPI_execute("SELECT p.key, p.transport ->> 'url', p.transport ->> 'token_file',"
 					" pg_catalog.array_to_string(p.allow_addresses, ' '),"
@@ -127,21 +130,29 @@ read_plugins(void)
 		Plugin	   *plugin;
 
 		strlcpy(name, key, sizeof(name));
-		plugin = hash_search(plugins, name, HASH_ENTER, NULL);
-		plugin->url = MemoryContextStrdup(plugins_context, url ? url : "");
-		plugin->token_file = token_file ? MemoryContextStrdup(plugins_context, token_file) : NULL;
+		plugin = hash_search(found, name, HASH_ENTER, NULL);
+		plugin->url = MemoryContextStrdup(context, url ? url : "");
+		plugin->token_file = token_file ? MemoryContextStrdup(context, token_file) : NULL;
 		plugin->looks_up = DatumGetBool(SPI_getbinval(row, desc, 5, &isnull));
 		plugin->row = DatumGetTransactionId(SPI_getbinval(row, desc, 6, &isnull));
-		read_networks(plugin, networks ? networks : "");
+		read_networks(plugin, networks ? networks : "", context);
 	}
+
+	/* calls begun before the last refresh have their own copies by now */
+	if (old_context != NULL)
+		MemoryContextDelete(old_context);
+	old_context = plugins_context;
+	MemoryContextSetParent(context, TopMemoryContext);
+	plugins_context = context;
+	plugins = found;
 }
 
 static void
-read_networks(Plugin *plugin, char *text)
+read_networks(Plugin *plugin, char *text, MemoryContext context)
 {
 	char	   *save;
 
-	plugin->allowed = MemoryContextAllocZero(plugins_context, (strlen(text) / 2 + 1) * sizeof(PolicyNetwork));
+	plugin->allowed = MemoryContextAllocZero(context, (strlen(text) / 2 + 1) * sizeof(PolicyNetwork));
 	plugin->allowed_count = 0;
 	for (char *word = strtok_r(text, " ", &save); word != NULL; word = strtok_r(NULL, " ", &save))
 	{
@@ -154,17 +165,23 @@ read_networks(Plugin *plugin, char *text)
 static void
 read_limits(void)
 {
+	bool		exist;
+	bool		several_companies;
+
 	if (SPI_execute("SELECT FROM leasehold.limits AS l WHERE l.name IN ('active_leases', 'lease_starts_per_minute')",
 					true, 1) != SPI_OK_SELECT)
 		elog(ERROR, "could not read the limits");
-	limits_exist = SPI_processed > 0;
+	exist = SPI_processed > 0;
 	if (SPI_execute("SELECT FROM leasehold.companies AS c WHERE c.status = 'active'", true, 2) != SPI_OK_SELECT)
 		elog(ERROR, "could not count the companies");
-	call_limits_reset(worker.capacity, SPI_processed > 1);
+	several_companies = SPI_processed > 1;
 	if (SPI_execute("SELECT l.company_id, l.provider, l.value FROM leasehold.limits AS l"
 					" WHERE l.name = 'concurrent_calls' AND l.environment_id = leasehold_internal.no_company()",
 					true, 0) != SPI_OK_SELECT)
 		elog(ERROR, "could not read the limits");
+
+	limits_exist = exist;
+	call_limits_reset(worker.capacity, several_companies);
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
 		HeapTuple	row = SPI_tuptable->vals[i];

@@ -31,6 +31,7 @@
 #define QUEUE_MAX			50000
 #define QUEUE_MAX_PROVIDER	20000
 #define RECENT_MS			600000	/* how long a share is remembered that is not used */
+#define UNSTORED_MIN		100 /* answers that a share may leave unstored, if its limit is lower */
 
 /* One provider (or plugin). */
 typedef struct QueueProvider
@@ -81,6 +82,7 @@ struct QueueShare
 	int			queued;
 	int			in_flight;
 	int			limit;			/* of in_flight */
+	int			unstored;		/* ended, but not forgotten yet */
 	TimestampTz overflow_since; /* due calls from here on were left in the table; 0: none */
 	Breaker		breaker;
 	bool		held_back;		/* counted in the provider's held_back */
@@ -93,6 +95,8 @@ typedef struct QueueItem
 	QueueShare *share;
 	TimestampTz due_at;
 	bool		taken;
+	bool		ended;			/* taken, but not in flight any more */
+	TimestampTz again_since;	/* taken, and due in the table again since then; 0: not */
 	bool		tries_provider; /* it is the one that a breaker let through */
 	bool		tries_share;
 } QueueItem;
@@ -120,6 +124,7 @@ static void leave_in_table(QueueShare *share, TimestampTz due_at);
 static QueueItem *remove_item(QueueShare *share, dlist_node *node);
 static bool provider_may(const QueueProvider *provider, TimestampTz now);
 static bool has_place(const QueueShare *share);
+static void give_place_back(QueueItem *item);
 static QueueShare *choose_share(QueueProvider *provider, TimestampTz now);
 static QueueItem *take_from(QueueShare *share, TimestampTz now);
 static void count_held_back(QueueShare *share);
@@ -127,6 +132,8 @@ static void blame_provider(QueueItem *item, bool unreachable, TimestampTz now);
 static void forgive_provider(QueueProvider *provider);
 static const Breaker *reported_breaker(QueueProvider *provider);
 static void reset_breakers(QueueProvider *provider);
+static SharedProvider *slot_for(const QueueProvider *provider, SharedWorker *shared);
+static bool is_quiet(const QueueProvider *provider);
 
 void
 queue_init(void)
@@ -218,7 +225,7 @@ forget_unused(QueueProvider *provider, TimestampTz now)
 
 		if (now < TimestampTzPlusMilliseconds(share->used_at, RECENT_MS))
 			break;
-		if (share->queued > 0 || share->in_flight > 0 || share->overflow_since != 0 ||
+		if (share->queued > 0 || share->in_flight > 0 || share->unstored > 0 || share->overflow_since != 0 ||
 			!breaker_lets_through(&share->breaker, now))
 		{
 			note_use(share, now);
@@ -262,8 +269,14 @@ queue_add(const QueueKey *key, const char *provider_key, TimestampTz due_at, Tim
 	QueueShare *share;
 	QueueItem  *item;
 
-	if (hash_search(items, key, HASH_FIND, NULL) != NULL)
+	item = hash_search(items, key, HASH_FIND, NULL);
+	if (item != NULL)
+	{
+		/* queued again while its older form is out: whoever forgets that looks again */
+		if (item->taken && (item->again_since == 0 || due_at < item->again_since))
+			item->again_since = due_at;
 		return false;
+	}
 	provider = provider_of(provider_key);
 	share = share_of(provider, &key->company);
 	note_use(share, now);
@@ -276,7 +289,8 @@ queue_add(const QueueKey *key, const char *provider_key, TimestampTz due_at, Tim
 	item = hash_search(items, key, HASH_ENTER, NULL);
 	item->share = share;
 	item->due_at = due_at;
-	item->taken = item->tries_provider = item->tries_share = false;
+	item->taken = item->ended = item->tries_provider = item->tries_share = false;
+	item->again_since = 0;
 	dlist_push_tail(&share->items, &item->node);
 	if (share->queued++ == 0)
 	{
@@ -505,7 +519,8 @@ provider_may(const QueueProvider *provider, TimestampTz now)
 static bool
 has_place(const QueueShare *share)
 {
-	return share->in_flight < share->limit && share->company->in_flight < share->company->limit;
+	return share->in_flight < share->limit && share->company->in_flight < share->company->limit &&
+		share->unstored < Max(share->limit, UNSTORED_MIN);
 }
 
 /*
@@ -550,26 +565,54 @@ take_from(QueueShare *share, TimestampTz now)
 	return item;
 }
 
+/*
+ * Whoever has the lease locked may keep the answer from being stored for as
+ * long as he likes: that must cost neither the provider nor other companies a
+ * place, nor himself any until he overdoes it (has_place()).
+ */
 void
+queue_end(const QueueKey *key)
+{
+	QueueItem  *item = hash_search(items, key, HASH_FIND, NULL);
+
+	if (item == NULL || !item->taken || item->ended)
+		return;
+	give_place_back(item);
+	item->ended = true;
+	item->share->unstored++;
+}
+
+TimestampTz
 queue_forget(const QueueKey *key)
 {
 	QueueItem  *item = hash_search(items, key, HASH_FIND, NULL);
-	QueueShare *share;
-	TimestampTz now;
+	TimestampTz again_since;
 
 	if (item == NULL || !item->taken)
-		return;
-	share = item->share;
+		return 0;
+	if (item->ended)
+		item->share->unstored--;
+	else
+		give_place_back(item);
+	again_since = item->again_since;
+	hash_search(items, key, HASH_REMOVE, NULL);
+	return again_since;
+}
+
+static void
+give_place_back(QueueItem *item)
+{
+	QueueShare *share = item->share;
+	TimestampTz now = GetCurrentTimestamp();
+
 	share->in_flight--;
 	share->company->in_flight--;
 	share->key.provider->in_flight--;
 	total_in_flight--;
-	now = GetCurrentTimestamp();
 	if (item->tries_provider)
 		breaker_not_tried(&share->key.provider->breaker, now);
 	if (item->tries_share)
 		breaker_not_tried(&share->breaker, now);
-	hash_search(items, key, HASH_REMOVE, NULL);
 }
 
 QueueShare *
@@ -667,6 +710,24 @@ count_held_back(QueueShare *share)
 	share->held_back = held_back;
 }
 
+void
+queue_clock_set_back(TimestampTz now)
+{
+	HASH_SEQ_STATUS seq;
+	QueueProvider *provider;
+	QueueShare *share;
+
+	hash_seq_init(&seq, providers);
+	while ((provider = hash_seq_search(&seq)) != NULL)
+		breaker_clock_set_back(&provider->breaker, now);
+	hash_seq_init(&seq, shares);
+	while ((share = hash_seq_search(&seq)) != NULL)
+	{
+		breaker_clock_set_back(&share->breaker, now);
+		share->used_at = Min(share->used_at, now);
+	}
+}
+
 /* Reports */
 
 /*
@@ -707,6 +768,47 @@ reset_breakers(QueueProvider *provider)
 	}
 }
 
+/*
+ * Where a provider is reported: in a free place, or in that of one of which
+ * there is nothing to tell.  NULL if there is none.
+ */
+static SharedProvider *
+slot_for(const QueueProvider *provider, SharedWorker *shared)
+{
+	HASH_SEQ_STATUS seq;
+	QueueProvider *other;
+	SharedProvider *slot;
+
+	for (int i = 0; i < SHARED_MAX_PROVIDERS; i++)
+	{
+		if (shared->providers[i].key[0] == '\0')
+			return &shared->providers[i];
+	}
+	if (is_quiet(provider))
+		return NULL;
+	hash_seq_init(&seq, providers);
+	while ((other = hash_seq_search(&seq)) != NULL)
+	{
+		if (other->shared == NULL || !is_quiet(other))
+			continue;
+		hash_seq_term(&seq);
+		slot = other->shared;
+		other->shared = NULL;
+		SpinLockAcquire(&shared->mutex);
+		memset(slot, 0, sizeof(SharedProvider));
+		SpinLockRelease(&shared->mutex);
+		return slot;
+	}
+	return NULL;
+}
+
+static bool
+is_quiet(const QueueProvider *provider)
+{
+	return provider->in_flight == 0 && provider->queued == 0 && provider->held_back == 0 &&
+		provider->breaker.state == BREAKER_CLOSED;
+}
+
 void
 queue_publish(SharedWorker *shared)
 {
@@ -723,16 +825,9 @@ queue_publish(SharedWorker *shared)
 
 		forget_unused(provider, now);
 		if (slot == NULL)
-		{
-			for (int i = 0; i < SHARED_MAX_PROVIDERS && slot == NULL; i++)
-			{
-				if (shared->providers[i].key[0] == '\0')
-					slot = &shared->providers[i];
-			}
-			if (slot == NULL)
-				continue;
-			provider->shared = slot;
-		}
+			slot = provider->shared = slot_for(provider, shared);
+		if (slot == NULL)
+			continue;
 		SpinLockAcquire(&shared->mutex);
 		reset = slot->reset_breaker;
 		slot->reset_breaker = false;

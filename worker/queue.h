@@ -38,12 +38,19 @@ extern bool queue_add(const QueueKey *key, const char *provider, TimestampTz due
 /*
  * Takes up to count calls whose turn it is: in turn over the providers that may
  * be called, and for each in turn over the companies.  They count as in flight
- * until queue_forget().
+ * until queue_end(), and are known until queue_forget().
  */
 extern int	queue_take(QueueKey *keys, QueueShare **shares, TimestampTz *due_at, int count, TimestampTz now);
 
-/* A call that was taken is over, or was not to be had. */
-extern void queue_forget(const QueueKey *key);
+/* A call that was taken is not out any more: others may have its place. */
+extern void queue_end(const QueueKey *key);
+
+/*
+ * Its answer is stored, or it was not to be had.  Returns since when the table
+ * has had it due again while it was known here, else 0: that was passed over,
+ * and is to be read once more.
+ */
+extern TimestampTz queue_forget(const QueueKey *key);
 
 /* The share that a taken call counts for; NULL if it is not taken. */
 extern QueueShare *queue_taker_of(const QueueKey *key);
@@ -58,6 +65,9 @@ extern TimestampTz queue_overflow(void);
 
 /* A call that was taken ended well, or badly: unreachable if it never came to the provider. */
 extern void queue_report(const QueueKey *key, bool failed, bool unreachable, TimestampTz now);
+
+/* The clock was set back: what is held back is not longer than it would have been. */
+extern void queue_clock_set_back(TimestampTz now);
 
 /* Copies the providers' figures to shared memory and obeys requests found there. */
 extern void queue_publish(SharedWorker *shared);

@@ -31,6 +31,7 @@
 #include "utils/syscache.h"
 #include "utils/timestamp.h"
 
+#include "event_loop.h"
 #include "installation.h"
 #include "plugins.h"
 #include "providers/provider.h"
@@ -47,6 +48,7 @@
 #define OVERDUE_BATCH		10000
 #define ANSWER_BATCH		500
 #define CLAIM_BATCH			500
+#define RECOVER_PAUSE_MS	100
 #define LOCKED_PAUSE_MS		50
 #define LOCKED_PAUSE_DOUBLINGS 5
 #define FAILED_PAUSE_MS		100
@@ -132,7 +134,8 @@ static void apply_stray_answers(Call **calls, int count);
 static char apply_initialize_answer(Call *call);
 static char apply_reconcile_answer(Call *call);
 static void settle_answers(Round *round);
-static void forget_call(Call *call);
+static TimestampTz forget_call(Call *call);
+static TimestampTz forget_key(const QueueKey *key);
 static bool apply_one_by_one(Round *round);
 static void set_answer_aside(void *arg);
 
@@ -214,7 +217,7 @@ note_trouble(void)
 	trouble = geterrcode();
 	if (trouble_passes() &&
 		(trouble_is_known ||
-		 (trouble == reported && now < TimestampTzPlusMilliseconds(reported_at, REPORT_AGAIN_MS))))
+		 (trouble == reported && now >= reported_at && now < TimestampTzPlusMilliseconds(reported_at, REPORT_AGAIN_MS))))
 		return;
 	reported = trouble;
 	reported_at = now;
@@ -391,8 +394,7 @@ round_recover(void)
 	while (!in_transaction("taking over", recover_work, NULL))
 	{
 		/* nothing can be served before this; a lock may be in the way */
-		pg_usleep(100000);
-		CHECK_FOR_INTERRUPTS();
+		event_loop_wait(RECOVER_PAUSE_MS, PG_WAIT_EXTENSION);
 		if (ShutdownRequestPending)
 			return;
 	}
@@ -485,7 +487,7 @@ round_give_back(void)
 			break;
 	}
 	dlist_foreach_modify(iter, &worker.out)
-		forget_call(dlist_container(Call, node, iter.cur));
+		(void) forget_call(dlist_container(Call, node, iter.cur));
 }
 
 /*
@@ -632,6 +634,19 @@ TimestampTz
 round_not_before(void)
 {
 	return trouble_until;
+}
+
+void
+round_clock_set_back(TimestampTz now)
+{
+	dlist_iter	iter;
+
+	/* what is new is due before what was read last */
+	watermark = DT_NOBEGIN;
+	trouble_until = 0;
+	dlist_foreach(iter, &worker.finished)
+		dlist_container(Call, node, iter.cur)->apply_after = 0;
+	queue_clock_set_back(now);
 }
 
 static void
@@ -836,24 +851,27 @@ apply_stray_answers(Call **calls, int count)
 	QueueKey   *keys = palloc(count * sizeof(QueueKey));
 	char	  **outcomes = palloc(count * sizeof(char *));
 	char	  **messages = palloc(count * sizeof(char *));
-	Datum		args[8];
+	Datum	   *retries = palloc(count * sizeof(Datum));
+	Datum		args[9];
 
 	for (int i = 0; i < count; i++)
 	{
 		keys[i] = calls[i]->key;
 		outcomes[i] = (char *) call_outcome_name(calls[i]->outcome);
 		messages[i] = calls[i]->message;
+		retries[i] = Int64GetDatum(calls[i]->retry_after_ms);
 	}
 	args[0] = Int64GetDatum(worker.epoch);
 	args[1] = companies_of(keys, count);
 	args[2] = subjects_of(keys, count);
 	args[3] = text_array(outcomes, count);
 	args[4] = text_array(messages, count);
-	args[5] = Int32GetDatum(setting_retry_base);
-	args[6] = Int32GetDatum(setting_retry_max);
-	args[7] = Int32GetDatum(setting_cleanup_attempts);
-	if (SPI_execute_with_args("SELECT leasehold_internal.complete_strays($1, $2, $3, $4, $5, $6, $7, $8)", 8,
-							  (Oid[]) {INT8OID, UUIDARRAYOID, UUIDARRAYOID, TEXTARRAYOID, TEXTARRAYOID,
+	args[5] = PointerGetDatum(construct_array(retries, count, INT8OID, 8, true, TYPALIGN_DOUBLE));
+	args[6] = Int32GetDatum(setting_retry_base);
+	args[7] = Int32GetDatum(setting_retry_max);
+	args[8] = Int32GetDatum(setting_cleanup_attempts);
+	if (SPI_execute_with_args("SELECT leasehold_internal.complete_strays($1, $2, $3, $4, $5, $6, $7, $8, $9)", 9,
+							  (Oid[]) {INT8OID, UUIDARRAYOID, UUIDARRAYOID, TEXTARRAYOID, TEXTARRAYOID, INT8ARRAYOID,
 									   INT4OID, INT4OID, INT4OID}, args, NULL, false, 1) != SPI_OK_SELECT)
 		elog(ERROR, "could not apply answers about strays");
 }
@@ -862,7 +880,7 @@ apply_stray_answers(Call **calls, int count)
 static char
 apply_initialize_answer(Call *call)
 {
-	Datum		args[8];
+	Datum		args[9];
 
 	args[0] = Int64GetDatum(worker.epoch);
 	args[1] = UUIDPGetDatum(&call->key.subject);
@@ -870,10 +888,11 @@ apply_initialize_answer(Call *call)
 	args[3] = CStringGetTextDatum(call_outcome_name(call->outcome));
 	args[4] = text_array(call->supported_methods, call->supported_method_count);
 	args[5] = CStringGetTextDatum(call->message);
-	args[6] = Int32GetDatum(setting_retry_base);
-	args[7] = Int32GetDatum(setting_retry_max);
-	if (SPI_execute_with_args("SELECT leasehold_internal.complete_initialize($1, $2, $3, $4, $5, $6, $7, $8)", 8,
-							  (Oid[]) {INT8OID, UUIDOID, INT4OID, TEXTOID, TEXTARRAYOID, TEXTOID, INT4OID, INT4OID},
+	args[6] = Int64GetDatum(call->retry_after_ms);
+	args[7] = Int32GetDatum(setting_retry_base);
+	args[8] = Int32GetDatum(setting_retry_max);
+	if (SPI_execute_with_args("SELECT leasehold_internal.complete_initialize($1, $2, $3, $4, $5, $6, $7, $8, $9)", 9,
+							  (Oid[]) {INT8OID, UUIDOID, INT4OID, TEXTOID, TEXTARRAYOID, TEXTOID, INT8OID, INT4OID, INT4OID},
 							  args, NULL, false, 1) != SPI_OK_SELECT)
 		elog(ERROR, "could not apply the answer of a plugin");
 	return SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1)[0];
@@ -883,8 +902,8 @@ apply_initialize_answer(Call *call)
 static char
 apply_reconcile_answer(Call *call)
 {
-	Datum		args[8];
-	char		nulls[8] = {' ', ' ', ' ', ' ', ' ', ' ', ' ', ' '};
+	Datum		args[9];
+	char		nulls[9] = {' ', ' ', ' ', ' ', ' ', ' ', ' ', ' ', ' '};
 	Interval	pause;
 	bool		isnull;
 
@@ -899,9 +918,10 @@ apply_reconcile_answer(Call *call)
 	args[5] = text_or_null(call->next_cursor, &isnull);
 	nulls[5] = isnull ? 'n' : ' ';
 	args[6] = CStringGetTextDatum(call->message);
-	args[7] = IntervalPGetDatum(&pause);
-	if (SPI_execute_with_args("SELECT leasehold_internal.complete_reconcile($1, $2, $3, $4, $5, $6, $7, $8)", 8,
-							  (Oid[]) {INT8OID, UUIDOID, UUIDOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, INTERVALOID},
+	args[7] = Int64GetDatum(call->retry_after_ms);
+	args[8] = IntervalPGetDatum(&pause);
+	if (SPI_execute_with_args("SELECT leasehold_internal.complete_reconcile($1, $2, $3, $4, $5, $6, $7, $8, $9)", 9,
+							  (Oid[]) {INT8OID, UUIDOID, UUIDOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, INT8OID, INTERVALOID},
 							  args, nulls, false, 1) != SPI_OK_SELECT)
 		elog(ERROR, "could not apply a provider's list");
 	(void) SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull);
@@ -915,6 +935,7 @@ settle_answers(Round *round)
 	for (int i = 0; i < round->answer_count; i++)
 	{
 		Call	   *call = round->answers[i];
+		TimestampTz again;
 
 		if (call == NULL)
 			continue;
@@ -930,18 +951,35 @@ settle_answers(Round *round)
 		else
 			round->woken[round->woken_count++] = call->key.subject;
 		worker.finished_count--;
-		forget_call(call);
+		again = forget_call(call);
+		round->next_due = Min(round->next_due, again);
 	}
 	round->answer_count = 0;
 }
 
-static void
+/* Returns when there is something to be read on account of it, or DT_NOEND. */
+static TimestampTz
 forget_call(Call *call)
 {
+	TimestampTz again = DT_NOEND;
+
 	dlist_delete(&call->node);
 	if (call->queue != NULL)
-		queue_forget(&call->key);
+		again = forget_key(&call->key);
 	MemoryContextDelete(call->context);
+	return again;
+}
+
+/* The same. */
+static TimestampTz
+forget_key(const QueueKey *key)
+{
+	TimestampTz again = queue_forget(key);
+
+	if (again == 0)
+		return DT_NOEND;
+	watermark = Min(watermark, again - 1);
+	return again;
 }
 
 /*
@@ -1296,7 +1334,7 @@ untake(Round *round)
 	{
 		if (round->takers[i] == NULL)
 			continue;
-		queue_forget(&round->taken[i]);
+		(void) forget_key(&round->taken[i]);
 		watermark = Min(watermark, round->taken_due[i] - 1);
 		round->next_due = Min(round->next_due, TimestampTzPlusMilliseconds(round->begun_at, LOCKED_PAUSE_MS));
 	}

@@ -36,6 +36,9 @@ extern TimestampTz round_run(RoundState state, bool look_everywhere);
 /* No round makes sense before this time: nothing could be done. */
 extern TimestampTz round_not_before(void);
 
+/* The clock was set back: nothing waits for a time that was near before. */
+extern void round_clock_set_back(TimestampTz now);
+
 /* Partitions, retention, and what else is the clock's. */
 extern void round_housekeep(void);
 

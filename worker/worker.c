@@ -40,6 +40,7 @@
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
+#include "clock_watch.h"
 #include "event_loop.h"
 #include "http_client.h"
 #include "installation.h"
@@ -64,7 +65,7 @@ static void worker_detach(int code, Datum arg);
 static void leave_database(uint32 announcements) pg_attribute_noreturn();
 static int	worker_capacity(void);
 static void worker_loop(void) pg_attribute_noreturn();
-static int64 worker_wait_ms(TimestampTz now, TimestampTz next, TimestampTz next_housekeeping, TimestampTz next_check);
+static int64 worker_wait_ms(TimestampTz now, TimestampTz next);
 static void worker_publish(void);
 static bool answers_waiting(TimestampTz now, TimestampTz *next);
 static bool may_write(RoundState state);
@@ -298,6 +299,7 @@ worker_loop(void)
 	TimestampTz next_housekeeping = 0;
 	TimestampTz next_check = 0;
 	TimestampTz next = 0;
+	ClockWatch	clock = {0, 0};
 
 	for (;;)
 	{
@@ -321,6 +323,12 @@ worker_loop(void)
 			plugins_forget();
 			installation_look_again();
 			next_check = next_housekeeping = 0;
+		}
+		if (clock_was_set_back(&clock, now, event_loop_clock()))
+		{
+			ereport(LOG, (errmsg("leasehold: the clock was set back")));
+			round_clock_set_back(now);
+			next = next_check = next_housekeeping = 0;
 		}
 
 		if (now < round_not_before())
@@ -365,22 +373,24 @@ worker_loop(void)
 		/* outside of a round there is nothing to cancel */
 		if (ShutdownRequestPending)
 			continue;
-		event_loop_wait(worker_wait_ms(now, next, next_housekeeping, next_check), PG_WAIT_EXTENSION);
+		if (may_write(state))
+			next = Min(next, next_housekeeping);
+		event_loop_wait(worker_wait_ms(now, Min(next, next_check)), PG_WAIT_EXTENSION);
 	}
 }
 
 static int64
-worker_wait_ms(TimestampTz now, TimestampTz next, TimestampTz next_housekeeping, TimestampTz next_check)
+worker_wait_ms(TimestampTz now, TimestampTz next)
 {
-	TimestampTz at = Min(next, next_check);
+	TimestampTz answers_at;
 
 	/*
 	 * Work may have been announced since the flag was looked at, and the
 	 * latch have been reset by a wait within the round.
 	 */
-	if (pg_atomic_read_u32(&worker.shared->wake) != 0 || answers_waiting(now, &next_housekeeping))
+	if (pg_atomic_read_u32(&worker.shared->wake) != 0 || answers_waiting(now, &answers_at))
 		return 0;
-	return at <= now ? 0 : Min((at - now + 999) / 1000, 60000);
+	return next <= now ? 0 : Min((next - now + 999) / 1000, 60000);
 }
 
 /* Whether answers can be stored now; else when the earliest that must wait can. */
@@ -418,6 +428,7 @@ worker_call_finished(Call *call)
 	/* being told to wait is neither success nor failure */
 	if (call->outcome != OUTCOME_THROTTLED && call->queue != NULL)
 		queue_report(&call->key, call->provider_failed, call->transport_failed, now);
+	queue_end(&call->key);
 	dlist_delete(&call->node);
 	dlist_push_tail(&worker.finished, &call->node);
 	worker.finished_count++;

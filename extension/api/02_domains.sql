@@ -8,7 +8,7 @@ COMMENT ON DOMAIN leasehold.object_key IS
 CREATE DOMAIN leasehold.member_level AS text COLLATE "C"
     CHECK (VALUE IN ('viewer', 'user', 'manager'));
 COMMENT ON DOMAIN leasehold.member_level IS
-    'viewer sees metadata; user works with leases, commands and runs; manager also changes environments, secrets, limits and members';
+    'viewer sees what there is, without configurations; user works with leases and runs; manager also changes environments and members';
 
 CREATE DOMAIN leasehold.object_status AS text COLLATE "C"
     CHECK (VALUE IN ('active', 'archived'));

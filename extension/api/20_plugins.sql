@@ -237,7 +237,7 @@ CREATE FUNCTION leasehold_internal.queue_initialize(plugin text) RETURNS void
     VALUES (leasehold_internal.no_company(), leasehold_internal.plugin_subject(plugin), 'op', 'initialize',
             'plugin:' || plugin, pg_catalog.jsonb_build_object('plugin', plugin), 0, pg_catalog.clock_timestamp())
     ON CONFLICT (company_id, subject_id, slot) DO UPDATE
-       SET state = 'queued', due_at = excluded.due_at, attempts = 0, last_error = NULL,
+       SET state = 'queued', due_at = excluded.due_at, attempts = 0, crashes = 0, last_error = NULL,
            generation = c.generation + 1
 $$;
 COMMENT ON FUNCTION leasehold_internal.queue_initialize(text) IS 'Asks the worker to speak to the plugin';
@@ -356,7 +356,15 @@ SELECT leasehold_internal.publish('leasehold_internal.disable_plugin', 'instant'
     'stops new leases of a plugin''s providers; what exists is still released through it', 'leasehold_admin');
 
 CREATE FUNCTION leasehold_internal.restart_plugin(plugin text) RETURNS void LANGUAGE plpgsql VOLATILE AS $$
+#variable_conflict use_column
 BEGIN
+    PERFORM leasehold_internal.enter_admin();
+    PERFORM FROM leasehold.plugins AS p
+      WHERE p.key = restart_plugin.plugin AND p.status = 'disabled' FOR NO KEY UPDATE;
+    IF FOUND THEN
+        PERFORM leasehold_internal.refuse('wrong_state',
+            pg_catalog.format('plugin "%s" is disabled', plugin), 'enable_plugin() takes it into use again.');
+    END IF;
     PERFORM leasehold_internal.set_plugin_status(plugin, 'installed', 'plugin.restarted');
     PERFORM leasehold_internal.queue_initialize(plugin);
     PERFORM leasehold_internal.warn_if_unserved();

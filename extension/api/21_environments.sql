@@ -193,6 +193,9 @@ BEGIN
     v_provider := COALESCE(update_environment.provider, v_old.provider);
     v_config := CASE WHEN v_provider = v_old.provider THEN v_current.config ELSE '{}'::jsonb END
                 || COALESCE(leasehold_internal.check_object('config', update_environment.config, 262144), '{}');
+    -- a null takes a member out
+    v_config := v_config - ARRAY(SELECT c.key FROM pg_catalog.jsonb_each(update_environment.config) AS c
+                                  WHERE c.value = 'null');
     IF v_provider <> v_old.provider OR update_environment.config IS NOT NULL THEN
         PERFORM leasehold_internal.require_usable_provider(v_company, v_provider);
         PERFORM leasehold_internal.check_config(v_provider, v_config);
@@ -235,7 +238,7 @@ BEGIN
 END
 $$;
 SELECT leasehold_internal.publish('leasehold_internal.update_environment', 'instant',
-    'changes what is given, merging config into the present one, and returns the version of the configuration',
+    'changes what is given, merging config into the present one, from which a null takes a member out, and returns the version of the configuration',
     'leasehold_app');
 
 CREATE FUNCTION leasehold_internal.archive_environment(environment text, company text DEFAULT NULL) RETURNS void

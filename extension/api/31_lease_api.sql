@@ -726,9 +726,18 @@ BEGIN
             'Check at the provider, then import_lease() what you find or write_off_lease().');
     ELSE
         UPDATE leasehold_internal.calls AS c
-           SET state = 'queued', due_at = pg_catalog.clock_timestamp(), crashes = 0
-         WHERE c.company_id = v_company AND c.subject_id = v_lease.id AND c.slot = 'op' AND c.state <> 'started';
+           SET state = 'queued', due_at = pg_catalog.clock_timestamp()
+         WHERE c.company_id = v_company AND c.subject_id = v_lease.id AND c.slot = 'op'
+           AND c.state IN ('queued', 'waiting');
         IF NOT FOUND THEN
+            IF EXISTS (SELECT FROM leasehold_internal.calls AS c
+                        WHERE c.company_id = v_company AND c.subject_id = v_lease.id AND c.slot = 'op'
+                          AND c.state = 'quarantined') THEN
+                PERFORM leasehold_internal.refuse('wrong_state',
+                    pg_catalog.format('lease %s is in quarantine', v_lease.id),
+                    'A manager can let it out with release_quarantine(), which may end the worker again.',
+                    pg_catalog.jsonb_build_object('status', v_lease.status));
+            END IF;
             PERFORM leasehold_internal.refuse('wrong_state',
                 pg_catalog.format('lease %s has nothing to retry', v_lease.id), NULL,
                 pg_catalog.jsonb_build_object('status', v_lease.status));

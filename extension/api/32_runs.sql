@@ -284,7 +284,7 @@ BEGIN
              CROSS JOIN LATERAL (SELECT * FROM leasehold_internal.runs AS x
                                   WHERE x.company_id = w.company_id AND x.id = w.id
                                     FOR NO KEY UPDATE SKIP LOCKED) AS r) AS s
-     WHERE s.status = 'running' AND s.heartbeat_at + s.heartbeat_timeout <= pg_catalog.clock_timestamp();
+     WHERE s.status = 'running' AND COALESCE(s.heartbeat_at + s.heartbeat_timeout <= pg_catalog.clock_timestamp(), true);
     -- their leases end with them, so those whose leases somebody has locked come again
     SELECT pg_catalog.array_agg(w.company_id), pg_catalog.array_agg(w.id) INTO v_companies, v_runs
       FROM ROWS FROM (pg_catalog.unnest(v_companies), pg_catalog.unnest(v_runs)) AS w (company_id, id)

@@ -18,6 +18,15 @@ $$;
 COMMENT ON FUNCTION leasehold_internal.backoff(integer, integer, integer) IS
     'The pause before a retry: doubled each time up to a limit, give or take half';
 
+-- Longer if the provider asks for it, but no longer than a day.
+CREATE FUNCTION leasehold_internal.retry_pause(attempts integer, base_ms integer, most_ms integer, retry_after_ms bigint)
+    RETURNS interval LANGUAGE sql VOLATILE AS $$
+    SELECT GREATEST(leasehold_internal.backoff(attempts, base_ms, most_ms),
+                    pg_catalog.make_interval(secs => LEAST(retry_after_ms, 86400000) / 1000.0))
+$$;
+COMMENT ON FUNCTION leasehold_internal.retry_pause(integer, integer, integer, bigint) IS
+    'The pause before a retry that the provider may have asked to come later';
+
 -- The one place where an outcome becomes a decision.
 --   activate   the lease has its resource
 --   dispose    it has one, but is to end: release it
@@ -288,7 +297,8 @@ BEGIN
                                WHEN l.step = 'again' THEN l.attempts ELSE c.attempts END,
                throttled = CASE WHEN l.step IN ('dispose', 'reacquire', 'look_up', 'again') THEN 0
                                 WHEN l.outcome = 'throttled' THEN c.throttled + 1 ELSE c.throttled END,
-               crashes = 0,
+               -- a look that went well says nothing about the request that it is for
+               crashes = CASE WHEN l.step IN ('dispose', 'reacquire') THEN 0 ELSE c.crashes END,
                last_error = CASE WHEN l.step = 'again' THEN c.last_error ELSE pg_catalog.left(l.message, 500) END,
                -- a request does not wait longer than it may live
                due_at = CASE WHEN l.step = 'later' AND l.operation IN ('acquire', 'resume') AND NOT c.look_up
@@ -384,16 +394,18 @@ COMMENT ON FUNCTION leasehold_internal.complete_calls(bigint, uuid[], uuid[], in
 -- be irrevocable, so the removal is tried on at long intervals; doctor() tells.
 CREATE FUNCTION leasehold_internal.complete_strays(
         epoch bigint, company_ids uuid[], subject_ids uuid[], outcomes text[], messages text[],
-        base_ms integer, most_ms integer, cleanup_attempts integer)
+        retry_after_ms bigint[], base_ms integer, most_ms integer, cleanup_attempts integer)
     RETURNS void LANGUAGE plpgsql VOLATILE AS $$
 #variable_conflict use_column
 BEGIN
     WITH answer AS (
-        SELECT c.company_id, c.subject_id, c.attempts, c.provider, r.provider_lease_id, a.message,
+        SELECT c.company_id, c.subject_id, c.attempts, c.provider, r.provider_lease_id, a.message, a.retry_after_ms,
                leasehold_internal.stray_details(r) AS details,
                -- without its row there is nothing to remove
                a.outcome IN ('ok', 'gone') OR r.stray_id IS NULL AS over
-          FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids), pg_catalog.unnest(outcomes), pg_catalog.unnest(messages)) AS a (company_id, id, outcome, message)
+          FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids), pg_catalog.unnest(outcomes),
+                          pg_catalog.unnest(messages), pg_catalog.unnest(retry_after_ms))
+               AS a (company_id, id, outcome, message, retry_after_ms)
          CROSS JOIN LATERAL (SELECT * FROM leasehold_internal.calls AS x
                               WHERE x.company_id = a.company_id AND x.subject_id = a.id AND x.slot = 'op' OFFSET 0) AS c
           LEFT JOIN leasehold_internal.provider_resources AS r ON r.company_id = c.company_id AND r.stray_id = c.subject_id
@@ -408,7 +420,8 @@ BEGIN
     ), later AS (
         UPDATE leasehold_internal.calls AS c
            SET state = 'queued', worker_epoch = NULL, crashes = 0,
-               due_at = pg_catalog.clock_timestamp() + leasehold_internal.backoff(a.attempts, base_ms, most_ms),
+               due_at = pg_catalog.clock_timestamp()
+                        + leasehold_internal.retry_pause(a.attempts, base_ms, most_ms, a.retry_after_ms),
                last_error = pg_catalog.left(a.message, 500)
           FROM answer AS a
          WHERE NOT a.over AND c.company_id = a.company_id AND c.subject_id = a.subject_id AND c.slot = 'op'
@@ -422,7 +435,8 @@ BEGIN
       FROM answer AS a WHERE NOT a.over AND a.attempts = cleanup_attempts;
 END
 $$;
-COMMENT ON FUNCTION leasehold_internal.complete_strays(bigint, uuid[], uuid[], text[], text[], integer, integer, integer) IS
+COMMENT ON FUNCTION leasehold_internal.complete_strays(bigint, uuid[], uuid[], text[], text[], bigint[], integer, integer,
+                                                      integer) IS
     'Applies answers about resources that no lease claims';
 
 -- A plugin's answer to initialize.  Returns what became of it, as
@@ -430,7 +444,7 @@ COMMENT ON FUNCTION leasehold_internal.complete_strays(bigint, uuid[], uuid[], t
 -- change it.
 CREATE FUNCTION leasehold_internal.complete_initialize(
         epoch bigint, subject_id uuid, generation integer, outcome text, supported_methods text[], message text,
-        base_ms integer, most_ms integer)
+        retry_after_ms bigint, base_ms integer, most_ms integer)
     RETURNS text LANGUAGE plpgsql VOLATILE AS $$
 #variable_conflict use_column
 DECLARE
@@ -476,8 +490,9 @@ BEGIN
            SET status = 'error', last_error = pg_catalog.left(complete_initialize.message, 500)
          WHERE p.key = v_key;
         UPDATE leasehold_internal.calls AS c
-           SET state = 'queued', last_error = pg_catalog.left(complete_initialize.message, 500),
-               due_at = pg_catalog.clock_timestamp() + leasehold_internal.backoff(v_call.attempts, base_ms, most_ms)
+           SET state = 'queued', crashes = 0, last_error = pg_catalog.left(complete_initialize.message, 500),
+               due_at = pg_catalog.clock_timestamp()
+                        + leasehold_internal.retry_pause(v_call.attempts, base_ms, most_ms, retry_after_ms)
          WHERE c.company_id = v_call.company_id AND c.subject_id = v_call.subject_id AND c.slot = 'op';
         IF v_call.attempts = 1 THEN
             PERFORM leasehold_internal.record(leasehold_internal.no_company(), 'plugin.error', 'plugin', v_key,
@@ -487,5 +502,6 @@ BEGIN
     RETURN 'applied';
 END
 $$;
-COMMENT ON FUNCTION leasehold_internal.complete_initialize(bigint, uuid, integer, text, text[], text, integer, integer) IS
+COMMENT ON FUNCTION leasehold_internal.complete_initialize(bigint, uuid, integer, text, text[], text, bigint, integer,
+                                                          integer) IS
     'Applies a plugin''s answer to initialize';

@@ -24,7 +24,8 @@ BEGIN
                             THEN 'waited too long for ' || l.waiting_for
                             WHEN l.status IN ('acquiring', 'resuming') THEN 'no resource was got in time'
                             WHEN l.status = 'retained' THEN 'retention_over'
-                            WHEN l.expires_at <= pg_catalog.clock_timestamp() THEN 'lease_expired'
+                            WHEN l.expires_at <= pg_catalog.clock_timestamp() OR l.last_used_at + l.idle_timeout IS NULL
+                            THEN 'lease_expired'
                             ELSE 'idle_timeout' END AS reason,
                        CASE WHEN l.status IN ('acquiring', 'resuming')
                             THEN CASE WHEN l.waiting_for IN ('active_leases', 'lease_starts_per_minute')
@@ -33,8 +34,9 @@ BEGIN
                  CROSS JOIN LATERAL (SELECT * FROM leasehold.leases AS x
                                       WHERE x.company_id = w.company_id AND x.id = w.id
                                         FOR NO KEY UPDATE SKIP LOCKED) AS l
-                 WHERE leasehold_internal.lease_deadline(l.status, l.expires_at, l.last_used_at, l.idle_timeout)
-                       <= pg_catalog.clock_timestamp()
+                 -- everything ends: what has no deadline, which takes somebody's hand, is over
+                 WHERE COALESCE(leasehold_internal.lease_deadline(l.status, l.expires_at, l.last_used_at, l.idle_timeout)
+                                <= pg_catalog.clock_timestamp(), l.status IN ('active', 'retained'))
                     OR l.status IN ('acquiring', 'resuming') AND l.acquire_by <= pg_catalog.clock_timestamp()
                        AND EXISTS (SELECT FROM leasehold_internal.calls AS c
                                     WHERE c.company_id = l.company_id AND c.subject_id = l.id AND c.slot = 'op'

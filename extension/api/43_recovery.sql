@@ -40,7 +40,16 @@ BEGIN
          WHERE l.company_id = p.company_id AND l.id = p.id
     ), event AS (
         INSERT INTO leasehold.audit_events (company_id, action, entity_type, entity_id, details)
-        SELECT c.company_id, 'environment.lease_quarantined', 'environment_lease', c.subject_id::text,
+        SELECT c.company_id,
+               CASE c.operation WHEN 'initialize' THEN 'plugin.quarantined'
+                                WHEN 'reconcile' THEN 'environment.sweep_quarantined'
+                                WHEN 'destroy_stray' THEN 'environment.stray_quarantined'
+                                ELSE 'environment.lease_quarantined' END,
+               CASE c.operation WHEN 'initialize' THEN 'plugin' WHEN 'reconcile' THEN 'environment'
+                                WHEN 'destroy_stray' THEN 'provider_resource' ELSE 'environment_lease' END,
+               CASE c.operation WHEN 'initialize' THEN c.payload ->> 'plugin'
+                                WHEN 'destroy_stray' THEN c.payload ->> 'providerLeaseId'
+                                ELSE c.subject_id::text END,
                pg_catalog.jsonb_build_object('operation', c.operation, 'crashes', c.crashes)
           FROM lost AS c WHERE c.state = 'quarantined'
     )
@@ -50,6 +59,21 @@ END
 $$;
 COMMENT ON FUNCTION leasehold_internal.take_over_calls(bigint[], smallint[], integer, boolean, timestamptz) IS
     'Takes over calls that no live worker has; but none that a user has locked';
+
+-- Sweeps, and the removal of what they found, are tried once more after a day:
+-- nobody else lets them out.  They keep their count of crashes, so that one more
+-- sets them aside again; an answer forgives them.
+CREATE FUNCTION leasehold_internal.revive_quarantined(shards smallint[]) RETURNS void
+    LANGUAGE sql VOLATILE AS $$
+    UPDATE leasehold_internal.calls AS c SET state = 'queued', due_at = pg_catalog.clock_timestamp()
+      FROM (SELECT x.company_id, x.subject_id, x.slot FROM leasehold_internal.calls AS x
+             WHERE x.state = 'quarantined' AND x.operation IN ('reconcile', 'destroy_stray')
+               AND x.shard = ANY (shards) AND x.due_at < pg_catalog.clock_timestamp() - interval '1 day'
+               FOR UPDATE SKIP LOCKED) AS p
+     WHERE c.company_id = p.company_id AND c.subject_id = p.subject_id AND c.slot = p.slot
+$$;
+COMMENT ON FUNCTION leasehold_internal.revive_quarantined(smallint[]) IS
+    'Has sweeps and removals of strays tried again that were set aside a day ago';
 
 -- Queues what the states of leases and runs, and strays, ask for and the dispatch
 -- table does not have: after a restore, or when a state was changed by hand.
@@ -91,7 +115,7 @@ BEGIN
         INSERT INTO leasehold_internal.calls
                (company_id, subject_id, slot, operation, provider, shard, generation, look_up, due_at)
         SELECT m.company_id, m.id, m.slot, m.operation, m.provider, leasehold_internal.shard_of(m.company_id),
-               m.generation, m.look_up, m.due_at
+               m.generation, m.look_up, COALESCE(m.due_at, pg_catalog.clock_timestamp())
           FROM missing AS m
           -- somebody who has the subject locked may be about to write its calls
           LEFT JOIN LATERAL (SELECT x.id FROM leasehold.leases AS x

@@ -31,12 +31,15 @@ BEGIN
         -- unless somebody has it locked
         UPDATE leasehold_internal.calls AS c
            SET payload = w.payload, provider = w.provider,
-               due_at = LEAST(c.due_at, pg_catalog.clock_timestamp() + pause * pg_catalog.random())
+               due_at = CASE WHEN c.throttled > 0 THEN c.due_at
+                             ELSE LEAST(c.due_at, pg_catalog.clock_timestamp() + pause * pg_catalog.random()) END
           FROM (SELECT x.company_id, x.subject_id, s.provider, s.payload
                   FROM leasehold_internal.calls AS x
                   JOIN swept AS s ON s.company_id = x.company_id AND s.environment_id = x.subject_id
                  WHERE x.slot = 'sweep' AND x.state = 'queued'
-                   AND (NOT x.payload @> s.payload OR x.due_at > pg_catalog.clock_timestamp() + pause)
+                   AND (NOT x.payload @> s.payload
+                        -- not when the provider asked for it
+                        OR x.throttled = 0 AND x.due_at > pg_catalog.clock_timestamp() + pause)
                    FOR UPDATE OF x SKIP LOCKED) AS w
          WHERE c.company_id = w.company_id AND c.subject_id = w.subject_id AND c.slot = 'sweep'
         RETURNING 1
@@ -169,7 +172,7 @@ COMMENT ON FUNCTION leasehold_internal.make_strays(leasehold_internal.calls, tex
 -- resource of the list, locked: hand it in again a little later.
 CREATE FUNCTION leasehold_internal.complete_reconcile(
         epoch bigint, company_id uuid, subject_id uuid, outcome text, listed text, next_cursor text, message text,
-        pause interval)
+        retry_after_ms bigint, pause interval)
     RETURNS integer LANGUAGE plpgsql VOLATILE AS $$
 #variable_conflict use_column
 DECLARE
@@ -226,19 +229,21 @@ BEGIN
         RETURN v_strays;
     END IF;
     UPDATE leasehold_internal.calls AS c
-       SET state = 'queued', worker_epoch = NULL, attempts = 0,
+       SET state = 'queued', worker_epoch = NULL, attempts = 0, crashes = 0,
+           throttled = CASE WHEN outcome = 'throttled' THEN 1 ELSE 0 END,
            -- the error stays until a sweep has come to its end
            last_error = CASE WHEN outcome <> 'ok' THEN pg_catalog.left(message, 500)
                              WHEN v_next.next_payload IS NOT NULL THEN c.last_error
                              ELSE v_next.problem END,
            payload = COALESCE(v_next.next_payload, c.payload - ARRAY['cursor', 'page', 'mark']),
            due_at = CASE WHEN v_next.next_payload IS NOT NULL THEN pg_catalog.clock_timestamp()
-                         ELSE pg_catalog.clock_timestamp() + pause END
+                         ELSE pg_catalog.clock_timestamp() + GREATEST(pause,
+                              pg_catalog.make_interval(secs => LEAST(retry_after_ms, 86400000) / 1000.0)) END
      WHERE c.company_id = v_call.company_id AND c.subject_id = v_call.subject_id AND c.slot = 'sweep';
     RETURN v_strays;
 END
 $$;
-COMMENT ON FUNCTION leasehold_internal.complete_reconcile(bigint, uuid, uuid, text, text, text, text, interval) IS
+COMMENT ON FUNCTION leasehold_internal.complete_reconcile(bigint, uuid, uuid, text, text, text, text, bigint, interval) IS
     'Applies one page of a provider''s list: queues the removal of what no lease claims; without a pause the last page ends it';
 
 CREATE FUNCTION leasehold_internal.approve_sweep() RETURNS void LANGUAGE plpgsql VOLATILE AS $$

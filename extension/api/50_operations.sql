@@ -326,7 +326,8 @@ BEGIN
                              pg_catalog.count(*), c.provider, pg_catalog.max(c.last_error)),
            'Remove them at the provider; the removal is tried on.'::text
       FROM leasehold_internal.calls AS c
-     WHERE c.operation = 'destroy_stray' AND (c.attempts >= 8 OR c.state = 'quarantined')
+     WHERE c.operation = 'destroy_stray' AND c.state <> 'quarantined'
+       AND c.attempts >= pg_catalog.current_setting('leasehold.cleanup_attempts')::integer
      GROUP BY c.provider;
     RETURN QUERY
     SELECT 'warning'::text, 'sweep_failed'::text,
@@ -337,6 +338,16 @@ BEGIN
       FROM leasehold_internal.calls AS c
      WHERE c.slot = 'sweep' AND c.last_error IS NOT NULL
      GROUP BY c.provider;
+    RETURN QUERY
+    SELECT 'warning'::text, 'call_quarantined'::text,
+           pg_catalog.format(CASE pg_catalog.count(*) WHEN 1 THEN '%s call "%s" of "%s" is set aside: the worker ended with it again and again'
+                             ELSE '%s calls "%s" of "%s" are set aside: the worker ended with them again and again' END,
+                             pg_catalog.count(*), c.operation, c.provider),
+           CASE WHEN c.operation = 'initialize' THEN 'See the server log; then restart_plugin().'
+                WHEN c.operation IN ('reconcile', 'destroy_stray') THEN 'See the server log; it is tried once more after a day.'
+                ELSE 'See the server log, and active_leases whose waiting_for is "quarantine"; release_quarantine() each.' END
+      FROM leasehold_internal.calls AS c WHERE c.state = 'quarantined'
+     GROUP BY c.operation, c.provider;
     RETURN QUERY
     SELECT 'warning'::text, 'plugin_error'::text, pg_catalog.format('plugin "%s": %s', g.key, g.last_error),
            'Check its address and token, then restart_plugin().'::text
@@ -483,6 +494,7 @@ BEGIN
     WHEN 'rebuild' THEN
         PERFORM leasehold_internal.rebuild_calls(shards);
     WHEN 'reconcile' THEN
+        PERFORM leasehold_internal.revive_quarantined(shards);
         IF reconcile_seconds > 0 THEN
             PERFORM leasehold_internal.ensure_reconciles(shards, pg_catalog.make_interval(secs => reconcile_seconds));
         ELSE

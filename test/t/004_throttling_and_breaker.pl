@@ -14,11 +14,8 @@ use Leasehold::Node;
 use Leasehold::Provider;
 
 my $node = Leasehold::Node->new('main')->setup(
+	holding_back => 1,
 	configuration => q(
-leasehold.breaker_threshold = 3
-leasehold.breaker_cooldown = 600s
-leasehold.acquire_attempts = 100
-leasehold.cleanup_attempts = 100
 leasehold.max_concurrent_calls = 200
 ));
 my $provider = Leasehold::Provider->start($node)->register($node);
@@ -75,6 +72,16 @@ subtest 'Retry-After is honoured' => sub {
 		is(scalar(grep { $_ < $least{$fault} } pauses('release', $leases{$fault})), 0, "$fault: not too early either");
 	}
 	is(breaker('box'), 'closed', 'being told to wait does not open the circuit breaker');
+
+	# so it is for a plugin that is spoken to
+	my $greeted = $provider->requests(method => 'initialize');
+	$provider->faults(initialize => 'status:429:1', times => 2);
+	$node->boss(q(SELECT leasehold.restart_plugin('box')));
+	$node->happens(q(SELECT status = 'ready' FROM leasehold.plugins WHERE key = 'box'), 'initialize: ready after all');
+	my @greetings = map { $_->{time} } $provider->requests(method => 'initialize');
+	@greetings = splice @greetings, $greeted;
+	is(@greetings, 3, 'initialize: at the third try');
+	is(scalar(grep { $greetings[$_] - $greetings[ $_ - 1 ] < 1 } 1 .. $#greetings), 0, 'initialize: never too early');
 
 	# a provider that says "tomorrow" does not keep a request for ever
 	$node->environment('tomorrow', 'box', { fault => { acquire => 'status:429:86400' } });
@@ -167,6 +174,29 @@ subtest 'a provider that hangs harms nobody else' => sub {
 	$node->settles($_, 'released', 'released') for @leases;
 	$node->boss(q(SELECT leasehold.set_limit('concurrent_calls', NULL, provider => 'box')));
 	change('leasehold.provider_concurrency', '1000');
+};
+
+subtest 'more providers than are reported at a time' => sub {
+	change('leasehold.breaker_cooldown', '10min');
+	my $many = Leasehold::Provider->start($node, name => 'many');
+	my $manifest = $many->manifest;
+	my ($driver) = @{ $manifest->{environmentDrivers} };
+	$manifest->{environmentDrivers} = [ map { { %$driver, driverKey => "many$_" } } 1 .. 80 ];
+	$many->register($node, manifest => $manifest);
+	$node->environment("many$_", "many$_", {}) for 1 .. 80;
+	my @leases = map { $node->request("'many$_'") } 1 .. 80;
+	$node->settles($_, 'active', 'active') for @leases;
+	$many->stop;
+	$node->alice("SELECT leasehold.release_lease('$leases[$_]')") for 0, 40, 79;
+	for my $key (map { "many$_" } 1, 41, 80)
+	{
+		eventually { breaker($key) eq 'open' } "$key: that it is held back is told, however many were there before";
+	}
+	$many->run;
+	is($node->boss("SELECT leasehold.reset_breaker('$_')"), 't', "$_: an administrator lets it go on") for 'many1', 'many41', 'many80';
+	$node->alice("SELECT leasehold.release_lease('$_')") for @leases;
+	$node->settles($_, 'released', 'released') for @leases;
+	$many->obeyed;
 };
 
 subtest 'tokens' => sub {

@@ -144,6 +144,26 @@ subtest 'a backend is killed' => sub {
 	$node->settles($committed, 'released', 'released');
 };
 
+# What looks for its result in between must not make it innocent.
+subtest 'a request that is fatal each time' => sub {
+	$node->environment('fatal', 'box', { fault => { acquire => [ ('hang_before') x 5 ] } });
+	my $fatal = $node->request(q('fatal'));
+	for my $crash (1 .. 3)
+	{
+		eventually { $provider->requests(method => 'acquire', leaseId => $fatal) == $crash && $provider->counters->{in_flight} == 1 }
+		"request $crash is out";
+		kill 'KILL', $node->workers;
+		$node->comes_back('the server is back');
+	}
+	$node->happens("SELECT state = 'quarantined' AND crashes = 3 FROM leasehold_internal.calls WHERE subject_id = '$fatal' AND slot = 'op'",
+		'it is set aside after as many crashes as any other');
+	like($node->doctor, qr/^warning call_quarantined: 1 call "acquire" of "box" is set aside/m, 'doctor() tells');
+	is(calls('acquire', $fatal), 3, 'it is not sent any more');
+	$node->alice("SELECT leasehold.release_lease('$fatal'); SELECT leasehold.release_quarantine('$fatal')");
+	$node->settles($fatal, 'released', 'let out, it ends');
+	unlike($node->doctor, qr/call_quarantined/, 'doctor() is content');
+};
+
 subtest 'quarantine' => sub {
 	$node->environment('poison', 'box', { fault => { acquire => ['hang'], find => [ 'hang', 'hang' ] } });
 	my $poison = $node->request(q('poison'));
@@ -165,7 +185,9 @@ subtest 'quarantine' => sub {
 	$node->settles($lease, 'active', 'other leases are got meanwhile');
 	is(calls('find', $poison), $calls, 'the provider is not asked about it any more');
 
-	# a decision
+	# a decision, for which trying again is not enough
+	$node->refuses('alice', "SELECT leasehold.retry_lease('$poison')", 'PT409', qr/is in quarantine.*release_quarantine/s,
+		'it cannot just be tried again');
 	$node->refuses('alice', "SELECT leasehold.release_quarantine('$lease')", 'PT404', qr/no call in quarantine/,
 		'only what is in quarantine can be let out');
 	is($node->alice("SELECT leasehold.release_lease('$poison')"), 'releasing', 'releasing waits for the decision, too');

@@ -88,6 +88,20 @@ subtest 'a worker is terminated in mid-call' => sub {
 	recovers();
 };
 
+subtest 'a worker that cannot take over yet is told to cancel' => sub {
+	my ($before) = $node->workers;
+	my $session = $node->background_psql('postgres', on_error_stop => 0);
+	$session->query_safe('BEGIN; LOCK TABLE leasehold_internal.calls IN ACCESS EXCLUSIVE MODE');
+	$node->owner("SELECT pg_terminate_backend($before)");
+	$node->happens(q(SELECT count(*) = 1 FROM pg_stat_activity WHERE query = 'taking over'), 'a new one waits for a lock');
+	my $new = $node->owner(q(SELECT pid FROM pg_stat_activity WHERE query = 'taking over'));
+	$node->owner("SELECT pg_cancel_backend($new), pg_sleep(0.03)") for 1 .. 20;
+	$session->query_safe('ROLLBACK');
+	$session->quit;
+	$node->serving;
+	ok((grep { $_ == $new } $node->workers), 'it is still there, and serves');
+};
+
 subtest 'a fast shutdown in mid-call' => sub {
 	hang('shutdown');
 	within(15, 'the server stops, although calls hang', sub { $node->stop('fast') });

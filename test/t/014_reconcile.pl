@@ -183,6 +183,28 @@ subtest 'a sweep that fails' => sub {
 	} 'nothing remains to be done';
 };
 
+subtest 'a provider that asks to come later' => sub {
+	$provider->faults(destroy => 'status:429:2', times => 1);
+	my $stray = stray('00000000-0000-4000-8000-00000000000d', 1);
+	eventually { !{ held() }->{$stray} } 'a stray is removed';
+	my @tries = map { $_->{time} } grep { $_->{params}{providerLeaseId} eq $stray } $provider->requests(method => 'destroy');
+	is(@tries, 2, 'at the second try');
+	cmp_ok($tries[1] - $tries[0], '>=', 2, 'which is not too early');
+
+	$provider->faults(list => 'status:429:4', times => 1);
+	my @throttled;
+	eventually
+	{
+		my @lists = $provider->requests(method => 'list');
+		my ($first) = grep { ($_->{fault} // '') eq 'status:429:4' } @lists;
+		@throttled = grep { $_->{time} >= $first->{time} && $_->{params}{environmentId} eq $first->{params}{environmentId} } @lists
+		  if $first;
+		@throttled > 1
+	}
+	'a sweep is done again';
+	cmp_ok($throttled[1]{time} - $throttled[0]{time}, '>=', 4, 'not before the provider wants it, however often others are');
+};
+
 subtest 'off' => sub {
 	$node->owner(q(ALTER SYSTEM SET leasehold.reconcile_interval = 0));
 	$node->reload;

@@ -257,6 +257,41 @@ subtest 'a token that is given anew' => sub {
 	$node->settles($lease, 'failed', 'then it takes the lease with it');
 };
 
+subtest 'a lock costs nobody else a place' => sub {
+	$node->boss(q(SELECT leasehold.set_limit('concurrent_calls', 1, provider => 'box')));
+	my $lease = $node->request(q('slow'));
+	eventually { $provider->counters->{in_flight} == 1 } 'a call has the only place of its provider';
+	my $session = open_transaction('alice', "SELECT leasehold.release_lease('$lease')");
+	eventually { $provider->counters->{in_flight} == 0 } 'its answer is here, but cannot be stored';
+	others_go_on();
+	my $second = $node->request(q('dev'));
+	$node->settles($second, 'active', 'the company itself goes on, too');
+	is($node->lease($lease), 'acquiring', 'while the answer still waits');
+	roll_back($session);
+	$node->settles($lease, 'active', 'then it is stored');
+	$node->boss(q(SELECT leasehold.set_limit('concurrent_calls', NULL, provider => 'box')));
+	release_all();
+};
+
+subtest 'limits that cannot be read at once' => sub {
+	$provider->reset;
+	my $failed = failed_batches();
+	my $session = open_transaction('boss', q(SELECT leasehold.set_limit('concurrent_calls', 1, provider => 'box')));
+	# who waits for that transaction has the table as soon as it commits
+	my $next = $node->background_psql('postgres');
+	$next->query_until(qr/begun/, "\\echo begun\nBEGIN; LOCK TABLE leasehold.limits IN ACCESS EXCLUSIVE MODE;\n");
+	$node->happens(q(SELECT count(*) > 0 FROM pg_locks WHERE NOT granted), 'somebody waits for the table');
+	$session->query_safe('COMMIT');
+	$session->quit;
+	eventually { failed_batches() > $failed } 'the worker cannot read it';
+	roll_back($next);
+	my @leases = request_many(6, q('slow'));
+	$node->settles($_, 'active', 'active') for @leases;
+	is($provider->counters->{in_flight_max}, 1, 'the limit holds all the same');
+	$node->boss(q(SELECT leasehold.set_limit('concurrent_calls', NULL, provider => 'box')));
+	release_all();
+};
+
 subtest 'a resource that somebody may come to hold' => sub {
 	$node->environment('fake', 'fake', {});
 	my @leases = map { sprintf '00000000-0000-4000-8000-%012d', $_ } 1 .. 6;
@@ -384,6 +419,29 @@ subtest 'wakes' => sub {
 	# a deadline that comes by itself
 	my $short = $node->request(q('dev', ttl => '1 second'));
 	$node->settles($short, 'expired', 'deadlines need no wake');
+
+	# a plugin that is to be spoken to anew, while it is being spoken to
+	my $greetings = $provider->requests(method => 'initialize');
+	$provider->faults(initialize => 'delay:1500', times => 1);
+	$node->boss(q(SELECT leasehold.restart_plugin('box')));
+	eventually { $provider->counters->{in_flight} == 1 } 'a plugin is being spoken to';
+	$node->boss(q(SELECT leasehold.restart_plugin('box')));
+	$node->happens(q(SELECT status = 'ready' FROM leasehold.plugins WHERE key = 'box'), 'it is spoken to anew, and ready');
+	is($provider->requests(method => 'initialize'), $greetings + 2, 'by another call');
+
+	# housekeeping keeps its own time
+	$node->owner('ALTER SYSTEM SET leasehold.housekeeping_interval = 1');
+	$node->reload;
+	my $kept = $node->request(q('dev'));
+	$node->settles($kept, 'active', 'a lease');
+	for (1 .. 2)
+	{
+		$node->owner("DELETE FROM leasehold_internal.calls WHERE subject_id = '$kept'");
+		$node->happens("SELECT count(*) = 1 FROM leasehold_internal.calls WHERE subject_id = '$kept'",
+			'housekeeping comes when it is time, although nothing else happens');
+	}
+	$node->owner('ALTER SYSTEM RESET leasehold.housekeeping_interval');
+	$node->reload;
 
 	# two-phase commit makes none: the worker's own check finds the work
 	$session->query_safe('BEGIN');

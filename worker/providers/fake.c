@@ -117,7 +117,7 @@ begin(Call *call, void (*act) (Call *call, const json_t *params))
 	state->cleanup.func = cancel_delay;
 	state->cleanup.arg = state;
 	MemoryContextRegisterResetCallback(call->context, &state->cleanup);
-	event_loop_set_timer(&state->timer, TimestampTzPlusMilliseconds(GetCurrentTimestamp(), delay));
+	event_loop_set_timer(&state->timer, delay);
 }
 
 static void

@@ -100,8 +100,18 @@ restart_after_crash = on
 max_worker_processes = 20
 );
 
+# For tests of what holds calls back: a circuit breaker that opens soon and does
+# not close by itself, and retries that do not run out.
+my $HOLDING_BACK = q(
+leasehold.breaker_threshold = 3
+leasehold.breaker_cooldown = 600s
+leasehold.acquire_attempts = 100
+leasehold.cleanup_attempts = 100
+);
+
 # setup(%options): initdb, configuration, start, extension and people.
 #   preload => 0           do not preload the library
+#   holding_back => 1      with $HOLDING_BACK
 #   configuration => text  more settings; they come last
 #   streaming => 1         a primary for standbys and base backups
 #   extension => 0         stop before CREATE EXTENSION
@@ -120,6 +130,7 @@ sub setup
 	$self->append_conf('postgresql.conf', $CONFIGURATION);
 	$self->append_conf('postgresql.conf',
 		"leasehold.token_directory = '" . $self->token_directory . "'");
+	$self->append_conf('postgresql.conf', $HOLDING_BACK) if $options{holding_back};
 	$self->append_conf('postgresql.conf', $options{configuration}) if $options{configuration};
 	$options{before_start}->($self) if $options{before_start};
 	$self->start;
