@@ -179,7 +179,7 @@ BEGIN
      WHERE m.company_id = v_company AND m.role_name = v_role FOR UPDATE;
     IF NOT FOUND THEN
         PERFORM leasehold_internal.refuse('member_not_found',
-            pg_catalog.format('role "%s" is a member of the company through other roles only', v_role));
+            pg_catalog.format('role "%s" has no membership of its own in the company', v_role));
     END IF;
     IF v_pending THEN
         IF leasehold_internal.has_members(v_role) THEN
