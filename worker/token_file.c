@@ -27,7 +27,7 @@ char *
 token_file_parse(char *text, const char *url, bool *elsewhere, const char **problem)
 {
 	static const char begins[] = "for:";
-	char	   *origin = text + strlen(begins);
+	char	   *origin;
 	char	   *token = strchr(text, '\n');
 
 	*elsewhere = true;
@@ -38,6 +38,7 @@ token_file_parse(char *text, const char *url, bool *elsewhere, const char **prob
 	}
 	if (token != NULL)
 		*token++ = '\0';
+	origin = text + strlen(begins);
 	origin += strspn(origin, " \t");
 	trim_end(origin);
 	if (!policy_same_origin(url, origin))
