@@ -102,7 +102,8 @@ class Server:
 
     def start(self):
         """The postmaster is our own child: a killed one must be waited for, or it seems to be there still."""
-        deadline = time.monotonic() + 60
+        # a process that was about to end recovery looks for the killed checkpointer for a minute
+        deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
             with open(self.log, "ab") as log:
                 # pylint: disable=consider-using-with
