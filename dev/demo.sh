@@ -31,9 +31,9 @@ start_provider() {
     as_server_user sh -eu -c '
         umask 077
         mkdir -p demo tokens
-        [ -s tokens/demo ] || od -An -N24 -tx1 /dev/urandom | tr -d " \n" >tokens/demo
+        [ -s demo/token ] || od -An -N24 -tx1 /dev/urandom | tr -d " \n" >demo/token
         rm -f demo/port
-        setsid python3 -B src/test/doubles/http_provider.py --token-file tokens/demo \
+        setsid python3 -B src/test/doubles/http_provider.py --token-file demo/token \
             --state demo/sandboxes --log demo/requests.log --ready-file demo/port \
             >demo/provider.log 2>&1 </dev/null &
         echo $! >demo/provider.pid
@@ -43,6 +43,7 @@ start_provider() {
             if [ $tries -gt 100 ] || ! kill -0 $!; then cat demo/provider.log >&2; exit 1; fi
             sleep 0.1
         done
+        { echo "for: http://127.0.0.1:$(cat demo/port)" && cat demo/token; } >tokens/demo
         cat demo/port' || die "the provider did not start"
 }
 

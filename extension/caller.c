@@ -49,6 +49,7 @@ PG_FUNCTION_INFO_V1(leasehold_acting_role);
 PG_FUNCTION_INFO_V1(leasehold_asserted_actor);
 PG_FUNCTION_INFO_V1(leasehold_visible_companies);
 PG_FUNCTION_INFO_V1(leasehold_enter_company);
+PG_FUNCTION_INFO_V1(leasehold_enter_own_membership);
 PG_FUNCTION_INFO_V1(leasehold_enter_admin);
 PG_FUNCTION_INFO_V1(leasehold_is_admin);
 PG_FUNCTION_INFO_V1(leasehold_choose_company);
@@ -64,6 +65,7 @@ typedef struct CallerFrame
 	Oid			owner;			/* current role while the implementation runs */
 	bool		all_companies;	/* after enter_admin() */
 	bool		has_company;	/* after enter_company() */
+	bool		own_membership; /* after enter_own_membership(): the level is not asked */
 	pg_uuid_t	company;
 } CallerFrame;
 
@@ -96,6 +98,7 @@ static GateTarget *gate_target(FmgrInfo *flinfo);
 static void gate_check_arguments(FunctionCallInfo fcinfo, GateTarget *target);
 static Datum gate_call(FunctionCallInfo fcinfo, GateTarget *target);
 static bool company_in_scope(const MembershipList *list, pg_uuid_t *company);
+static void require_writable(void);
 static void refuse_ambiguous(const MembershipList *list) pg_attribute_noreturn();
 static void refuse_company(const char *key) pg_attribute_noreturn();
 static void caller_xact_callback(XactEvent event, void *arg);
@@ -353,7 +356,8 @@ leasehold_visible_companies(PG_FUNCTION_ARGS)
 	{
 		const Membership *membership = membership_find(list, &scope);
 
-		if (admin_sees || (membership != NULL && membership->level >= level))
+		if (admin_sees || (in_frame && current_frame->own_membership && level == LEVEL_VIEWER) ||
+			(membership != NULL && membership->level >= level))
 		{
 			one = UUIDPGetDatum(&scope);
 			ids = &one;
@@ -391,13 +395,8 @@ leasehold_enter_company(PG_FUNCTION_ARGS)
 	list = membership_of_role(caller_role());
 	if (key == NULL && !company_in_scope(list, company))
 		refuse_ambiguous(list);
-	if (level > LEVEL_VIEWER && XactReadOnly)
-		ereport(ERROR,
-				(leasehold_error(LHE_READ_ONLY),
-				 errmsg("cannot change anything in a read-only transaction"),
-				 errhint(RecoveryInProgress() ?
-						 "This server is a standby; connect to the primary." :
-						 "Use SET TRANSACTION READ WRITE.")));
+	if (level > LEVEL_VIEWER)
+		require_writable();
 
 	membership = membership_find(list, company);
 	if (!(admin_may && list->admin))
@@ -416,6 +415,29 @@ leasehold_enter_company(PG_FUNCTION_ARGS)
 
 	current_frame->has_company = true;
 	current_frame->company = *company;
+	PG_RETURN_UUID_P(company);
+}
+
+/*
+ * enter_own_membership(company text) returns uuid
+ *		For what a role does about its own membership, which may be a pending
+ *		one.  NULL if it has none in the company, or that does not exist.
+ */
+Datum
+leasehold_enter_own_membership(PG_FUNCTION_ARGS)
+{
+	char	   *key = text_to_cstring(PG_GETARG_TEXT_PP(0));
+	pg_uuid_t  *company = palloc(sizeof(pg_uuid_t));
+
+	if (current_frame == NULL)
+		elog(ERROR, "enter_own_membership: not within a public function");
+	if (!membership_company_by_key(key, company) || !membership_is_own(caller_role(), company))
+		PG_RETURN_NULL();
+	require_writable();
+
+	current_frame->has_company = true;
+	current_frame->company = *company;
+	current_frame->own_membership = true;
 	PG_RETURN_UUID_P(company);
 }
 
@@ -512,6 +534,18 @@ company_in_scope(const MembershipList *list, pg_uuid_t *company)
 }
 
 static void
+require_writable(void)
+{
+	if (XactReadOnly)
+		ereport(ERROR,
+				(leasehold_error(LHE_READ_ONLY),
+				 errmsg("cannot change anything in a read-only transaction"),
+				 errhint(RecoveryInProgress() ?
+						 "This server is a standby; connect to the primary." :
+						 "Use SET TRANSACTION READ WRITE.")));
+}
+
+static void
 refuse_ambiguous(const MembershipList *list)
 {
 	if (list->count == 0)
@@ -519,7 +553,7 @@ refuse_ambiguous(const MembershipList *list)
 				(leasehold_error(LHE_COMPANY_AMBIGUOUS),
 				 errmsg("no company is chosen, and role \"%s\" belongs to none",
 						GetUserNameFromId(caller_role(), false)),
-				 errhint("Give the argument \"company\", or have a manager call grant_company().")));
+				 errhint("Give the argument \"company\", or have a manager call grant_company(), and accept_company().")));
 	ereport(ERROR,
 			(leasehold_error(LHE_COMPANY_AMBIGUOUS),
 			 errmsg("no company is chosen, and role \"%s\" belongs to several",

@@ -43,6 +43,7 @@
 typedef struct MemberRow
 {
 	Oid			role;
+	bool		pending;		/* not accepted: gives nothing */
 	Membership	membership;
 } MemberRow;
 
@@ -100,6 +101,19 @@ membership_find(const MembershipList *list, const pg_uuid_t *company)
 	return NULL;
 }
 
+bool
+membership_is_own(Oid role, const pg_uuid_t *company)
+{
+	(void) membership_of_role(role);	/* has the rows read */
+	for (int i = 0; i < cache_row_count; i++)
+	{
+		if (cache_rows[i].role == role &&
+			memcmp(&cache_rows[i].membership.company, company, UUID_LEN) == 0)
+			return true;
+	}
+	return false;
+}
+
 /*
  * Reads the table.  Rows whose role is gone or is another one now are left
  * out.
@@ -116,6 +130,7 @@ membership_load(void)
 				a_role_name,
 				a_level,
 				a_asserts,
+				a_pending,
 				a_system;
 	char		system_identifier[32];
 	int			allocated = 64;
@@ -154,8 +169,8 @@ membership_load(void)
 	a_role_name = column_number(rel, "role_name");
 	a_level = column_number(rel, "level");
 	a_asserts = column_number(rel, "asserts_actor");
+	a_pending = column_number(rel, "pending");
 	a_system = column_number(rel, "system_identifier");
-
 
 	scan = systable_beginscan(rel, InvalidOid, false, NULL, 0, NULL);
 	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
@@ -171,6 +186,7 @@ membership_load(void)
 							  NameStr(*DatumGetName(attribute(tuple, a_role_name, desc)))))
 			continue;
 
+		row.pending = DatumGetBool(attribute(tuple, a_pending, desc));
 		row.membership.company = *DatumGetUUIDP(attribute(tuple, a_company, desc));
 		row.membership.level =
 			membership_parse_level(TextDatumGetCString(attribute(tuple, a_level, desc)));
@@ -207,6 +223,8 @@ membership_build_list(MembershipList *list)
 		MemberRow  *row = &cache_rows[i];
 		int			j;
 
+		if (row->pending)
+			continue;
 		if (row->role != last_role)
 		{
 			last_role = row->role;

@@ -22,7 +22,7 @@ typedef struct Membership
 	bool		asserts_actor;	/* may act for somebody it names */
 } Membership;
 
-/* All of a role's memberships, its own and those of roles whose privileges it has. */
+/* All of a role's memberships but pending ones, its own and those of roles whose privileges it has. */
 typedef struct MembershipList
 {
 	Oid			role;			/* hash key */
@@ -39,6 +39,12 @@ extern const MembershipList *membership_of_role(Oid role);
 
 /* The role's membership in a company, or NULL. */
 extern const Membership *membership_find(const MembershipList *list, const pg_uuid_t *company);
+
+/*
+ * Whether the role itself, not one whose privileges it has, has a membership in
+ * the company, be it a pending one.
+ */
+extern bool membership_is_own(Oid role, const pg_uuid_t *company);
 
 /* Finds a company by key; false if there is none.  No privilege is checked. */
 extern bool membership_company_by_key(const char *key, pg_uuid_t *company);

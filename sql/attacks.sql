@@ -131,9 +131,40 @@ SELECT test.fails('row security turned off', 'SELECT count(*) FROM leasehold.lea
 RESET row_security;
 RESET ROLE;
 
+-- A privilege that somebody gave by mistake: the functions are still the only way to write.
+GRANT INSERT, UPDATE, DELETE ON leasehold.leases, leasehold.company_members, leasehold.lease_metadata TO regress_mallory;
+SET ROLE regress_mallory;
+SELECT test.fails('a membership of its own company', $$INSERT INTO leasehold.company_members (company_id, role_name, role_oid, level, system_identifier) VALUES (test.id('beta'), 'regress_user', 'regress_user'::regrole, 'user', '1')$$, '42501');
+WITH changed AS (UPDATE leasehold.leases SET provider_lease_id = 'sandbox://other' WHERE id = test.id('b lease') RETURNING 1) SELECT test.is('its lease is not changed', count(*), 0) FROM changed;
+WITH gone AS (DELETE FROM leasehold.company_members RETURNING 1) SELECT test.is('nor is a membership removed', count(*), 0) FROM gone;
+SELECT test.fails('nor is anything said of a resource', $$INSERT INTO leasehold.lease_metadata (company_id, lease_id, metadata) VALUES (test.id('beta'), test.id('b lease'), '{}')$$, '42501');
+RESET ROLE;
+REVOKE INSERT, UPDATE, DELETE ON leasehold.leases, leasehold.company_members, leasehold.lease_metadata FROM regress_mallory;
+
+-- A manager of one company and the roles that it has no say over.
+SET ROLE regress_mallory;
+SELECT leasehold.grant_company('beta', r, 'user') FROM unnest(ARRAY['regress_user', 'regress_nobody', :'me']) AS r;
+SET ROLE regress_user;
+SELECT test.works('who has a company is not made ambiguous', $$SELECT leasehold.upsert_agent(test.id('a agent'))$$);
+SET ROLE regress_nobody;
+SELECT test.refused('who has none is not drawn in', $$SELECT leasehold.upsert_agent(test.id('a agent'))$$, 'company_ambiguous');
+SET ROLE regress_mallory;
+SELECT leasehold.revoke_company('beta', r) FROM unnest(ARRAY['regress_user', 'regress_nobody', :'me']) AS r;
+RESET ROLE;
+
+-- Who can act as the owner or the worker is past all of this; the doctor says so.
+SELECT test.is('nobody can', count(*), 0) FROM leasehold.doctor() AS d WHERE d.code = 'role_has_members';
+GRANT leasehold_owner TO regress_stranger;
+GRANT leasehold_worker TO regress_stranger;
+SELECT test.is('the doctor tells', string_agg(d.severity || ': ' || d.finding || '. ' || d.what_to_do, E'\n' ORDER BY d.finding),
+    E'warning: role "regress_stranger" is a member of "leasehold_owner", and so is kept out of no company. REVOKE leasehold_owner FROM regress_stranger; grant leasehold_admin to who runs the installation.\n'
+    'warning: role "regress_stranger" is a member of "leasehold_worker", and so is kept out of no company. REVOKE leasehold_worker FROM regress_stranger; grant leasehold_admin to who runs the installation.')
+  FROM leasehold.doctor() AS d WHERE d.code = 'role_has_members';
+REVOKE leasehold_owner, leasehold_worker FROM regress_stranger;
+
 -- Names: own functions, operators, tables and types, first in the path and in
 -- pg_temp, that say so if they are taken for the system's or ours.
-CREATE ROLE regress_hijacker LOGIN IN ROLE leasehold_app;
+CREATE ROLE regress_hijacker LOGIN IN ROLE leasehold_app, leasehold_admin;
 SELECT leasehold.grant_company('acme', 'regress_hijacker', 'manager', asserts_actor => true);
 CREATE SCHEMA hijack AUTHORIZATION regress_hijacker;
 \c - regress_hijacker

@@ -43,8 +43,8 @@ SELECT test.is('after its own end it sees nothing', count(*), 0) FROM leasehold.
 SELECT test.refused('nor may it act', $$SELECT leasehold.grant_company('gamma', 'regress_nobody', 'manager')$$, 'company_not_found');
 SET ROLE regress_admin;
 SELECT test.is('told', string_agg(e.action || ' ' || e.entity_id || ' ' || e.details::text, ', ' ORDER BY e.occurred_at),
-    'company.member_granted regress_nobody {"level": "viewer", "assertsActor": false}, company.member_granted regress_nobody {"level": "manager", "assertsActor": true}, '
-    'company.member_granted regress_stranger {"level": "user", "assertsActor": false}, company.member_revoked regress_stranger {}, company.member_revoked regress_nobody {}')
+    'company.member_granted regress_nobody {"level": "viewer", "pending": false, "assertsActor": false}, company.member_granted regress_nobody {"level": "manager", "pending": false, "assertsActor": true}, '
+    'company.member_granted regress_stranger {"level": "user", "pending": true, "assertsActor": false}, company.member_revoked regress_stranger {}, company.member_revoked regress_nobody {}')
   FROM leasehold.audit_events AS e WHERE e.company_id = test.id('gamma') AND e.entity_type = 'company_member';
 
 -- Memberships are inherited as privileges are: through roles whose privileges one has.
@@ -117,8 +117,112 @@ SELECT test.is('repaired', leasehold.repair_members(), 1);
 SET ROLE regress_phoenix;
 SELECT test.is('a member again', count(*), 1) FROM leasehold.companies;
 RESET ROLE;
-SELECT leasehold.revoke_company('gamma', 'regress_phoenix');
-DROP ROLE regress_phoenix;
+
+-- What a manager grants, the role has to accept.  Until then it is as if it were not:
+-- nobody can be made ambiguous, nor be drawn into a company that he did not want.
+CREATE ROLE regress_invited LOGIN IN ROLE leasehold_app;
+CREATE ROLE regress_joint LOGIN IN ROLE leasehold_app;
+SELECT leasehold.grant_company('gamma', 'regress_phoenix', 'manager', true);
+SET ROLE regress_phoenix;
+SELECT test.works('a member of another company', $$SELECT leasehold.grant_company('gamma', 'regress_user', 'manager')$$);
+SELECT test.works('a member of none', $$SELECT leasehold.grant_company('gamma', 'regress_invited', 'manager', true)$$);
+SELECT test.is('managers see who has not answered', string_agg(m.role_name || ' ' || m.pending, ', ' ORDER BY m.role_name), 'regress_invited true, regress_phoenix false, regress_team false, regress_user true') FROM leasehold.company_members AS m;
+SET ROLE regress_user;
+SELECT test.works('the one goes on in its company', $$SELECT leasehold.upsert_agent(test.id('undisturbed'))$$);
+SELECT test.is('which is the old one', string_agg(c.key, ','), 'acme') FROM leasehold.companies AS c;
+SELECT test.is('and sees nothing of the other', (cardinality(leasehold.visible_companies()), (SELECT count(*) FROM leasehold.company_members AS m WHERE m.company_id = test.id('gamma')))::text, '(1,0)');
+SELECT test.is('but the invitation', (i.company, i.level, i.asserts_actor, i.granted_by)::text, '(gamma,manager,f,regress_phoenix)') FROM leasehold.invitations() AS i;
+SET ROLE regress_invited;
+SELECT test.refused('the other has no company', $$SELECT leasehold.upsert_agent(test.id('captured'))$$, 'company_ambiguous');
+SELECT test.is('and sees none', (SELECT count(*) FROM leasehold.companies) + (SELECT count(*) FROM leasehold.company_members) + cardinality(leasehold.visible_companies()), 0);
+SELECT test.refused('cannot choose it', $$SELECT leasehold.use_company('gamma')$$, 'company_not_found');
+SELECT test.refused('nor name it', $$SELECT leasehold.upsert_agent(test.id('captured'), company => 'gamma')$$, 'company_not_found');
+SELECT test.refused('nor let others in', $$SELECT leasehold.grant_company('gamma', 'regress_nobody', 'manager')$$, 'company_not_found');
+SELECT test.refused('nor put anybody out', $$SELECT leasehold.revoke_company('gamma', 'regress_phoenix')$$, 'company_not_found');
+SELECT test.is('invited', string_agg(i.company || ' ' || i.level || ' ' || i.asserts_actor, ','), 'gamma manager true') FROM leasehold.invitations() AS i;
+SET ROLE regress_nobody;
+SELECT test.is('who is not invited sees no invitation', count(*), 0) FROM leasehold.invitations();
+SELECT test.refused('and has none to accept', $$SELECT leasehold.accept_company('gamma')$$, 'company_not_found');
+SELECT test.is('word for word as of what does not exist', replace(a.message, 'gamma', 'omega') || a.hint, b.message || b.hint)
+  FROM test.error($$SELECT leasehold.accept_company('gamma')$$) AS a, test.error($$SELECT leasehold.accept_company('omega')$$) AS b;
+-- only the role itself accepts, for what is offered at that moment
+SET ROLE regress_phoenix;
+SELECT test.is('not the manager', leasehold.accept_company('gamma'), test.id('gamma'));
+SELECT test.is('whose own membership it is about', bool_and(m.pending), true) FROM leasehold.company_members AS m WHERE m.role_name IN ('regress_invited', 'regress_user');
+SELECT test.works('the manager thinks again', $$SELECT leasehold.grant_company('gamma', 'regress_invited', 'user')$$);
+SET ROLE regress_invited;
+SELECT test.is('changed', i.level || ' ' || i.asserts_actor, 'user false') FROM leasehold.invitations() AS i;
+SELECT test.refused('not in a transaction that only reads', $$SELECT set_config('transaction_read_only', 'on', true), leasehold.accept_company('gamma')$$, 'read_only');
+SELECT test.is('accepted', leasehold.accept_company('gamma'), test.id('gamma'));
+SELECT test.works('now it is a member', $$SELECT leasehold.upsert_agent(test.id('captured'))$$);
+SELECT test.is('with the level that it was given', (cardinality(leasehold.visible_companies('user')), cardinality(leasehold.visible_companies('manager')))::text, '(1,0)');
+SELECT test.is('and is invited no more', count(*), 0) FROM leasehold.invitations();
+SELECT test.is('accepting again changes nothing', leasehold.accept_company('gamma'), test.id('gamma'));
+SET ROLE regress_phoenix;
+SELECT test.works('who has accepted is not asked when the level changes', $$SELECT leasehold.grant_company('gamma', 'regress_invited', 'viewer')$$);
+SET ROLE regress_invited;
+SELECT test.is('it changes at once', (cardinality(leasehold.visible_companies('viewer')), cardinality(leasehold.visible_companies('user')))::text, '(1,0)');
+-- a role may always go, and need not come
+SELECT test.works('a viewer leaves', $$SELECT leasehold.revoke_company('gamma', 'regress_invited')$$);
+SELECT test.is('and is out', cardinality(leasehold.visible_companies()), 0);
+SELECT test.refused('once', $$SELECT leasehold.revoke_company('gamma', 'regress_invited')$$, 'company_not_found');
+SET ROLE regress_user;
+SELECT test.works('the other declines', $$SELECT leasehold.revoke_company('gamma', 'regress_user')$$);
+SELECT test.is('the invitation is gone', count(*), 0) FROM leasehold.invitations();
+SELECT test.refused('for good', $$SELECT leasehold.accept_company('gamma')$$, 'company_not_found');
+SELECT test.refused('a user cannot put others out', $$SELECT leasehold.revoke_company('acme', 'regress_viewer')$$, 'forbidden');
+-- a role with members is not asked, as each of them could answer for all
+RESET ROLE;
+CREATE ROLE regress_crew IN ROLE leasehold_app;
+GRANT regress_crew TO regress_joint, regress_phoenix;
+SELECT leasehold.grant_company('delta', 'regress_joint', 'user');
+SET SESSION AUTHORIZATION regress_phoenix;
+SELECT test.works('a manager grants to a group that it is in', $$SELECT leasehold.grant_company('gamma', 'regress_crew', 'user')$$);
+SET ROLE regress_crew;
+SELECT test.refused('it may act as the group, but not accept', $$SELECT leasehold.accept_company('gamma')$$, 'forbidden');
+RESET SESSION AUTHORIZATION;
+SET ROLE regress_joint;
+SELECT test.works('its other members go on in their company', $$SELECT leasehold.upsert_agent(test.id('undisturbed'))$$);
+SET ROLE regress_admin;
+SELECT leasehold.grant_company('gamma', 'regress_crew', 'user');
+SELECT test.is('an administrator asks nobody', m.pending, false) FROM leasehold.company_members AS m WHERE m.role_name = 'regress_crew';
+SET ROLE regress_crew;
+SELECT test.refused('nor may a member end what all have', $$SELECT leasehold.revoke_company('gamma', 'regress_crew')$$, 'forbidden');
+SET ROLE regress_joint;
+BEGIN;
+SELECT leasehold.use_company('gamma') IS NOT NULL AS chosen;
+SELECT test.refused('a membership of a group is not its members'' own', $$SELECT leasehold.accept_company('gamma')$$, 'member_not_found');
+COMMIT;
+-- who is asked is the role, not its name
+SET ROLE regress_phoenix;
+SELECT leasehold.grant_company('gamma', 'regress_invited', 'user');
+RESET ROLE;
+DROP OWNED BY regress_invited;
+DROP ROLE regress_invited;
+CREATE ROLE regress_invited LOGIN IN ROLE leasehold_app;
+SET ROLE regress_invited;
+SELECT test.is('another of that name is not invited', count(*), 0) FROM leasehold.invitations();
+SELECT test.refused('and cannot accept', $$SELECT leasehold.accept_company('gamma')$$, 'company_not_found');
+SET ROLE regress_admin;
+SELECT test.is('repaired', leasehold.repair_members('gamma'), 1);
+SET ROLE regress_invited;
+SELECT test.is('it is invited, not a member', (SELECT count(*) FROM leasehold.invitations()) || ' ' || cardinality(leasehold.visible_companies()), '1 0');
+SELECT test.is('accepted', leasehold.accept_company('gamma'), test.id('gamma'));
+RESET ROLE;
+DROP OWNED BY regress_invited;
+DROP ROLE regress_invited;
+CREATE ROLE regress_invited LOGIN IN ROLE leasehold_app;
+SET ROLE regress_phoenix;
+SELECT leasehold.grant_company('gamma', 'regress_invited', 'user');
+SELECT test.is('what another has accepted is asked again', m.pending, true) FROM leasehold.company_members AS m WHERE m.role_name = 'regress_invited';
+SET ROLE regress_admin;
+SELECT test.is('told', string_agg(replace(e.action, 'company.member_', '') || ' ' || COALESCE(e.details ->> 'pending', ''), ', ' ORDER BY e.occurred_at),
+    'granted true, granted true, accepted , granted false, revoked , granted true, repaired , accepted , granted true')
+  FROM leasehold.audit_events AS e WHERE e.company_id = test.id('gamma') AND e.entity_type = 'company_member' AND e.entity_id = 'regress_invited';
+RESET ROLE;
+SELECT leasehold.revoke_company('gamma', r) FROM unnest(ARRAY['regress_phoenix', 'regress_invited', 'regress_crew']) AS r;
+SELECT leasehold.revoke_company('delta', 'regress_joint');
+DROP ROLE regress_phoenix, regress_invited, regress_crew, regress_joint;
 
 -- Which company: the argument, else what was chosen for this transaction, else the only one.
 SET ROLE regress_both;

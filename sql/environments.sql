@@ -64,10 +64,10 @@ SELECT test.works('its key is free', $$SELECT leasehold.create_environment('e1',
 -- Which provider: by an administrator's leave.
 RESET ROLE;
 SELECT leasehold.disallow_provider('acme', 'fake');
+SELECT test.refused('no import', $$SELECT leasehold.import_lease('e1', 'sandbox://e', company => 'acme')$$, 'provider_forbidden');
 SET ROLE regress_manager;
 SELECT test.refused('no environment', $$SELECT leasehold.create_environment('e4', 'fake')$$, 'provider_forbidden');
 SELECT test.refused('no lease', $$SELECT leasehold.request_lease('e1')$$, 'provider_forbidden');
-SELECT test.refused('no import', $$SELECT leasehold.import_lease('e1', 'sandbox://e')$$, 'provider_forbidden');
 SELECT test.refused('no new configuration', $$SELECT leasehold.update_environment('e1', '{"image": "z"}')$$, 'provider_forbidden');
 SELECT test.works('but a new name', $$SELECT leasehold.update_environment('e1', name => 'z')$$);
 SET ROLE regress_beta;

@@ -72,7 +72,7 @@ INSERT INTO raised (code, role, statement) VALUES
     ('provider_unusable', 'regress_manager', $$SELECT leasehold.create_environment('err', 'err-driver', company => 'acme')$$),
     ('provider_forbidden', 'regress_beta', $$SELECT leasehold.request_lease('plain')$$),
     ('role_unsuitable', 'regress_manager', $$SELECT leasehold.grant_company('acme', 'leasehold_admin')$$),
-    ('import_refused', 'regress_manager', $$SELECT leasehold.import_lease('plain', 'sandbox://fake/' || test.id('err active') || '/1', company => 'acme')$$),
+    ('import_refused', 'regress_admin', $$SELECT leasehold.import_lease('plain', 'sandbox://fake/' || test.id('err active') || '/1', company => 'acme')$$),
     ('quota_exceeded', 'regress_manager', $$SELECT leasehold.request_lease('err-full', on_limit => 'fail', company => 'acme')$$),
     ('own_transaction', 'regress_manager', $$SELECT leasehold.wait_for_lease(leasehold.request_lease('plain', company => 'acme'), company => 'acme')$$),
     ('worker_unavailable', 'regress_manager', $$SELECT leasehold.wait_for_lease(test.id('err waits'), company => 'acme')$$),

@@ -66,9 +66,16 @@ INSERT INTO endings SELECT n.proname, n.name, current_user, pg_temp.ending(pg_te
 SET ROLE regress_auditor;
 INSERT INTO endings SELECT n.proname, n.name, current_user, pg_temp.ending(pg_temp.statement(n.oid, n.name, 'acme')), pg_temp.ending(pg_temp.statement(n.oid, n.name, 'beta')), pg_temp.ending(pg_temp.statement(n.oid, n.name, 'nobody'))
   FROM naming AS n WHERE has_function_privilege(n.oid, 'EXECUTE');
+-- an administrator may name any company, but not mix what two have
+SET ROLE regress_admin;
+BEGIN;
+SELECT leasehold.use_company('acme') IS NOT NULL AS chosen;
+INSERT INTO endings SELECT n.proname, n.name, current_user, pg_temp.ending(pg_temp.statement(n.oid, n.name, 'acme')), pg_temp.ending(pg_temp.statement(n.oid, n.name, 'beta')), pg_temp.ending(pg_temp.statement(n.oid, n.name, 'nobody'))
+  FROM naming AS n WHERE n.proname = 'import_lease' AND n.name <> 'company';
+COMMIT;
 RESET ROLE;
 SELECT test.is('every such argument was tried', string_agg(n.proname || ' ' || n.name, ', ' ORDER BY n.proname, n.name),
-    'allow_provider company, disallow_provider company, repair_members company, set_limit company, set_limit environment')
+    'allow_provider company, disallow_provider company, import_lease company, repair_members company, set_limit company, set_limit environment')
   FROM naming AS n WHERE NOT EXISTS (SELECT FROM endings AS e WHERE e.proname = n.proname AND e.name = n.name);
 SELECT test.is(e.role || ' ' || e.proname || ' ' || e.name, (e.foreign_one LIKE 'PT404 %', CASE WHEN e.foreign_one = e.missing THEN 'the same' ELSE e.foreign_one || ' / ' || e.missing END)::text, '(t,"the same")')
   FROM endings AS e ORDER BY e.role, e.proname COLLATE "C", e.name COLLATE "C";

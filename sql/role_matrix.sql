@@ -146,13 +146,13 @@ SELECT test.is(r.role || ' creates nothing in our schemas', (pg_temp.try(r.role,
 CREATE TEMP TABLE wanted_calls (function text PRIMARY KEY, groups text);
 INSERT INTO wanted_calls SELECT f, 'admin' FROM unnest(ARRAY['create_company', 'repair_members', 'register_plugin', 'update_plugin', 'enable_plugin', 'disable_plugin',
     'restart_plugin', 'unregister_plugin', 'allow_provider', 'disallow_provider', 'set_limit', 'approve_sweep', 'reset_breaker', 'pause_worker', 'resume_worker',
-    'drain_installation', 'allow_host', 'takeover_installation', 'fork_installation', 'doctor']) AS f;
+    'drain_installation', 'allow_host', 'takeover_installation', 'fork_installation', 'doctor', 'import_lease']) AS f;
 INSERT INTO wanted_calls SELECT f, 'app' FROM unnest(ARRAY['upsert_agent', 'upsert_project', 'upsert_routine', 'upsert_execution_workspace', 'upsert_issue',
     'create_environment', 'update_environment', 'archive_environment', 'delete_environment', 'request_lease', 'wait_for_lease', 'renew_lease', 'release_lease',
-    'release_run_leases', 'destroy_reusable_leases', 'import_lease', 'start_run', 'heartbeat', 'finish_run']) AS f;
-INSERT INTO wanted_calls SELECT f, 'admin app' FROM unnest(ARRAY['grant_company', 'revoke_company', 'destroy_lease', 'retry_lease', 'write_off_lease', 'release_quarantine']) AS f;
+    'release_run_leases', 'destroy_reusable_leases', 'start_run', 'heartbeat', 'finish_run']) AS f;
+INSERT INTO wanted_calls SELECT f, 'admin app' FROM unnest(ARRAY['grant_company', 'destroy_lease', 'retry_lease', 'write_off_lease', 'release_quarantine']) AS f;
 INSERT INTO wanted_calls SELECT f, 'admin app auditor' FROM unnest(ARRAY['environment_impact', 'status']) AS f;
-INSERT INTO wanted_calls SELECT f, 'admin app auditor resolver' FROM unnest(ARRAY['use_company', 'pre_request']) AS f;
+INSERT INTO wanted_calls SELECT f, 'admin app auditor resolver' FROM unnest(ARRAY['use_company', 'pre_request', 'invitations', 'accept_company', 'revoke_company']) AS f;
 INSERT INTO wanted_calls SELECT f, 'admin app auditor resolver worker' FROM unnest(ARRAY['new_id', 'acting_role', 'visible_companies', 'error_codes', 'lease_transitions']) AS f;
 INSERT INTO wanted_calls VALUES ('metrics', 'admin app auditor pg_monitor');
 SELECT test.is('every function is in the list', string_agg(p.proname, ', '), NULL)
@@ -199,19 +199,19 @@ INSERT INTO wanted_levels (statement, level, admin) VALUES
     ($$leasehold.update_environment('plain', name => 'x', company => 'acme')$$, 'manager', '42501'),
     ($$leasehold.archive_environment('plain', company => 'acme')$$, 'manager', '42501'),
     ($$leasehold.delete_environment('m-old', company => 'acme')$$, 'manager', '42501'),
-    ($$leasehold.import_lease('plain', 'sandbox://m', company => 'acme')$$, 'manager', '42501'),
     ($$leasehold.grant_company('acme', 'regress_nobody', 'viewer')$$, 'manager', 'ok'),
-    ($$leasehold.revoke_company('acme', 'regress_viewer')$$, 'manager', 'ok'),
+    ($$leasehold.revoke_company('acme', 'regress_both')$$, 'manager', 'ok'),
+    ($$leasehold.accept_company('acme')$$, 'viewer', 'company_not_found'),
     ($$leasehold.write_off_lease(test.id('m irrevocable'), 'gone', company => 'acme')$$, 'manager', 'ok'),
     ($$leasehold.release_quarantine(test.id('m active'), company => 'acme')$$, 'manager', 'ok'),
-    ($$leasehold.create_company('m-co')$$, 'admin', 'ok'), ($$leasehold.repair_members('acme')$$, 'admin', 'ok'), ($$leasehold.allow_provider('acme', 'fake')$$, 'admin', 'ok'),
+    ($$leasehold.create_company('m-co')$$, 'admin', 'ok'), ($$leasehold.import_lease('plain', 'sandbox://m', company => 'acme')$$, 'admin', 'ok'), ($$leasehold.repair_members('acme')$$, 'admin', 'ok'), ($$leasehold.allow_provider('acme', 'fake')$$, 'admin', 'ok'),
     ($$leasehold.disallow_provider('acme', 'fake')$$, 'admin', 'ok'), ($$leasehold.set_limit('active_leases', 5, company => 'acme')$$, 'admin', 'ok'),
     ($$leasehold.reset_breaker('fake')$$, 'admin', 'ok'), ($$leasehold.pause_worker()$$, 'admin', 'ok'), ($$leasehold.resume_worker()$$, 'admin', 'ok'),
     ($$leasehold.drain_installation()$$, 'admin', 'ok'), ($$leasehold.allow_host('here')$$, 'admin', 'ok'), ($$leasehold.doctor()$$, 'admin', 'ok'),
     ($$leasehold.takeover_installation()$$, 'admin', 'wrong_state'), ($$leasehold.fork_installation()$$, 'admin', 'wrong_state'), ($$leasehold.approve_sweep()$$, 'admin', 'wrong_state'),
     ($$leasehold.disable_plugin('none')$$, 'admin', 'plugin_not_found'), ($$leasehold.enable_plugin('none')$$, 'admin', 'plugin_not_found'), ($$leasehold.restart_plugin('none')$$, 'admin', 'plugin_not_found'),
     ($$leasehold.update_plugin('none')$$, 'admin', 'plugin_not_found'), ($$leasehold.unregister_plugin('none')$$, 'admin', 'plugin_not_found'), ($$leasehold.register_plugin('{}', '{}')$$, 'admin', 'manifest_invalid'),
-    ($$leasehold.status()$$, 'any', 'ok'), ($$leasehold.metrics()$$, 'any', 'ok'), ($$leasehold.pre_request()$$, 'any', 'ok'), ($$leasehold.new_id()$$, 'any', 'ok'),
+    ($$leasehold.status()$$, 'any', 'ok'), ($$leasehold.metrics()$$, 'any', 'ok'), ($$leasehold.pre_request()$$, 'any', 'ok'), ($$leasehold.invitations()$$, 'any', 'ok'), ($$leasehold.new_id()$$, 'any', 'ok'),
     ($$leasehold.acting_role()$$, 'any', 'ok'), ($$leasehold.visible_companies()$$, 'any', 'ok'), ($$leasehold.error_codes()$$, 'any', 'ok'), ($$leasehold.lease_transitions()$$, 'any', 'ok');
 SELECT leasehold.create_environment('m-old', 'fake', company => 'acme') IS NOT NULL AS made;
 SELECT test.is('every function is in the list', string_agg(p.proname, ', '), NULL)

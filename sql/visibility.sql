@@ -99,7 +99,7 @@ SET ROLE regress_manager;
 SELECT test.is('of ' || count(*) || ' errors none tells', string_agg(pg_temp.says(s), ', '), NULL)
   FROM unnest(ARRAY[format('SELECT leasehold.renew_lease(%L)', test.id('v lease')), format('SELECT leasehold.wait_for_lease(%L)', test.id('v lease')), format('SELECT leasehold.release_lease(%L)', test.id('v lease')),
     format('SELECT leasehold.request_lease(''plain'', run_id => %L)', test.id('v run')), format('SELECT leasehold.request_lease(''plain'', agent_id => %L)', test.id('v agent')),
-    format('SELECT leasehold.import_lease(''plain'', %L)', 'sandbox://fake/' || test.id('v lease') || '/1'), 'SELECT leasehold.request_lease(''zeta-v-env'')', 'SELECT leasehold.use_company(''zeta'')',
+    'SELECT leasehold.request_lease(''zeta-v-env'')', 'SELECT leasehold.use_company(''zeta'')',
     'SELECT leasehold.revoke_company(''acme'', ''regress_zeta'')', 'SELECT leasehold.create_environment(''plain'', ''fake'')']) AS s;
 SET ROLE regress_admin;
 SELECT leasehold.set_limit('active_leases', 0);

@@ -17,9 +17,9 @@
 #include <string.h>
 #include <strings.h>
 
-/* Not public unicast. */
+/* Not public unicast; and 168.63.129.16, where Azure's machines get what is theirs alone. */
 static const char *const special_networks[] = {
-	"0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16",
+	"0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "168.63.129.16/32", "169.254.0.0/16",
 	"172.16.0.0/12", "192.0.0.0/24", "192.0.2.0/24", "192.88.99.0/24", "192.168.0.0/16",
 	"198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24", "224.0.0.0/4", "240.0.0.0/4",
 	"::/3", "2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20", "4000::/2", "8000::/1",
@@ -27,6 +27,14 @@ static const char *const special_networks[] = {
 
 static const char *const loopback_networks[] = {"127.0.0.0/8", "::1/128"};
 
+typedef struct Origin
+{
+	const char *host;			/* in the URL; of IPv6 with the brackets */
+	size_t		host_length;
+	long		port;
+} Origin;
+
+static const char *read_origin(const char *url, Origin *origin);
 static const char *literal_end(const char *host, const char *end);
 static bool address_bytes(const struct sockaddr *address, PolicyNetwork *host);
 static bool network_contains(const PolicyNetwork *network, const PolicyNetwork *host);
@@ -120,6 +128,38 @@ literal_end(const char *host, const char *end)
 	memcpy(text, host + 1, length);
 	text[length] = '\0';
 	return inet_pton(AF_INET6, text, &address) == 1 ? close + 1 : NULL;
+}
+
+bool
+policy_same_origin(const char *url, const char *origin)
+{
+	Origin		one;
+	Origin		other;
+	const char *rest;
+
+	if (policy_url_problem(origin) != NULL)
+		return false;
+	read_origin(url, &one);
+	rest = read_origin(origin, &other);
+	return (rest[0] == '\0' || strcmp(rest, "/") == 0) &&
+		policy_url_is_plain(url) == policy_url_is_plain(origin) && one.port == other.port &&
+		one.host_length == other.host_length && strncasecmp(one.host, other.host, one.host_length) == 0;
+}
+
+/* Of a URL that has no problem; returns what follows. */
+static const char *
+read_origin(const char *url, Origin *origin)
+{
+	const char *end;
+
+	origin->host = strstr(url, "://") + 3;
+	end = origin->host + strcspn(origin->host, "/?#");
+	origin->host_length = *origin->host == '[' ? strcspn(origin->host, "]") + 1 : strcspn(origin->host, ":/?#");
+	if (origin->host + origin->host_length < end)
+		origin->port = strtol(origin->host + origin->host_length + 1, NULL, 10);
+	else
+		origin->port = policy_url_is_plain(url) ? 80 : 443;
+	return end;
 }
 
 bool

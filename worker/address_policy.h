@@ -27,6 +27,12 @@ typedef struct PolicyNetwork
  */
 extern const char *policy_url_problem(const char *url);
 
+/*
+ * Whether a URL that has no problem has this origin: scheme, host and port,
+ * "https://host:port" with nothing after it but perhaps one slash.
+ */
+extern bool policy_same_origin(const char *url, const char *origin);
+
 /* Whether the URL's scheme is http, not https. */
 extern bool policy_url_is_plain(const char *url);
 

@@ -55,6 +55,7 @@ struct HttpExchange
 {
 	CURL	   *easy;
 	struct curl_slist *headers;
+	const char *token;			/* within headers, or NULL */
 	const char *request;
 	size_t		request_length;
 	size_t		request_sent;
@@ -289,12 +290,16 @@ set_options(HttpExchange *exchange, const HttpRequest *request)
 	{
 		char		bearer[4200];
 		bool		added;
+		struct curl_slist *last;
 
 		snprintf(bearer, sizeof(bearer), "Bearer %s", request->token);
 		added = add_header(exchange, "Authorization", bearer);
 		explicit_bzero(bearer, sizeof(bearer));
 		if (!added)
 			return false;
+		for (last = exchange->headers; last->next != NULL; last = last->next)
+			 /* the header that was added */ ;
+		exchange->token = last->data + strlen("Authorization: Bearer ");
 	}
 
 #define SET(option, value) (curl_easy_setopt(easy, option, value) == CURLE_OK)
@@ -452,6 +457,7 @@ finish(HttpExchange *exchange, CURLcode code)
 	response.answered = code == CURLE_OK;
 	response.body = exchange->body;
 	response.length = exchange->length;
+	response.token = exchange->token;
 	curl_easy_getinfo(exchange->easy, CURLINFO_RESPONSE_CODE, &response.status);
 	if (curl_easy_header(exchange->easy, "Retry-After", 0, CURLH_HEADER, -1, &header) == CURLHE_OK)
 		response.retry_after = header->value;

@@ -25,6 +25,7 @@ typedef struct HttpResponse
 	const char *body;			/* not terminated; NULL if empty */
 	size_t		length;
 	const char *retry_after;	/* header, or NULL */
+	const char *token;			/* what was sent, or NULL */
 	HttpProgress progress;		/* if not answered */
 	bool		timed_out;
 	const char *phase;			/* what was under way when it ended: "name resolution", … */

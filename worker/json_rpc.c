@@ -13,9 +13,10 @@
 static bool too_deep(const char *body, size_t length);
 static void malformed(RpcAnswer *answer, const char *text);
 static void copy_text(char *to, const char *from);
+static void copy_masked(char *to, const char *from, const char *secret);
 
 void
-rpc_parse_answer(const char *body, size_t length, const char *id, RpcAnswer *answer)
+rpc_parse_answer(const char *body, size_t length, const char *id, const char *secret, RpcAnswer *answer)
 {
 	json_error_t error;
 	json_t	   *version;
@@ -71,7 +72,7 @@ rpc_parse_answer(const char *body, size_t length, const char *id, RpcAnswer *ans
 		}
 		answer->kind = RPC_ERROR;
 		answer->error_code = (int) json_integer_value(code);
-		copy_text(answer->text, json_string_value(message));
+		copy_masked(answer->text, json_string_value(message), secret);
 	}
 	else if (!json_is_string(answer_id) || strcmp(json_string_value(answer_id), id) != 0)
 		malformed(answer, "the answer is to another request");
@@ -215,4 +216,26 @@ static void
 copy_text(char *to, const char *from)
 {
 	snprintf(to, RPC_TEXT_SIZE, "%s", from);
+}
+
+/* Masks before it cuts, so that no part of the secret is left at the end. */
+static void
+copy_masked(char *to, const char *from, const char *secret)
+{
+	static const char mask[] = "***";
+	size_t		secret_length = secret ? strlen(secret) : 0;
+	size_t		length = 0;
+
+	while (*from && length < RPC_TEXT_SIZE - 1)
+	{
+		if (secret_length > 0 && strncmp(from, secret, secret_length) == 0)
+		{
+			for (const char *c = mask; *c && length < RPC_TEXT_SIZE - 1; c++)
+				to[length++] = *c;
+			from += secret_length;
+		}
+		else
+			to[length++] = *from++;
+	}
+	to[length] = '\0';
 }

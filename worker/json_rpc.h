@@ -45,7 +45,7 @@ typedef struct RpcAnswer
 	json_t	   *root;			/* owns what the others point into; or NULL */
 	json_t	   *result;			/* borrowed */
 	int			error_code;
-	char		text[RPC_TEXT_SIZE];	/* the error's message, or what is malformed */
+	char		text[RPC_TEXT_SIZE];	/* the error's message, or what is malformed; cut */
 } RpcAnswer;
 
 /* The lease of an answer to acquire, resume or find. */
@@ -59,9 +59,11 @@ typedef struct RpcLease
 
 /*
  * Reads an answer to the request with this id.  Anything but one well-formed
- * answer is RPC_MALFORMED.  rpc_free_answer() afterwards, whatever the kind.
+ * answer is RPC_MALFORMED.  The secret (or NULL) is masked in an error's
+ * message.  rpc_free_answer() afterwards, whatever the kind.
  */
-extern void rpc_parse_answer(const char *body, size_t length, const char *id, RpcAnswer *answer);
+extern void rpc_parse_answer(const char *body, size_t length, const char *id, const char *secret,
+							 RpcAnswer *answer);
 extern void rpc_free_answer(RpcAnswer *answer);
 
 /*

@@ -26,7 +26,11 @@
 #include "plugins.h"
 #include "queue.h"
 #include "settings.h"
+#include "token_file.h"
 #include "worker.h"
+
+/* the longest token, a first line, and more, so that a longer token is seen */
+#define TOKEN_FILE_SIZE		(3 * PLUGIN_TOKEN_SIZE)
 
 static MemoryContext plugins_context = NULL;
 static MemoryContext old_context = NULL;	/* calls that are out may point into it */
@@ -41,6 +45,7 @@ static void watch_tables(void);
 static void read_plugins(void);
 static void read_limits(void);
 static void read_networks(Plugin *plugin, char *text, MemoryContext context);
+static bool read_token_file(const Plugin *plugin, char *text, const char **problem);
 
 void
 plugins_init(void)
@@ -212,16 +217,36 @@ plugin_find(const char *key)
 }
 
 bool
-plugin_read_token(const Plugin *plugin, char *token, const char **problem)
+plugin_read_token(const Plugin *plugin, char *token, const char **code, const char **problem)
 {
-	char		path[MAXPGPATH];
-	struct stat st;
-	int			fd;
-	ssize_t		length;
+	char		text[TOKEN_FILE_SIZE];
+	char	   *found;
+	bool		elsewhere = false;
 
 	token[0] = '\0';
 	if (plugin->token_file == NULL)
 		return true;
+	found = read_token_file(plugin, text, problem) ?
+		token_file_parse(text, plugin->url, &elsewhere, problem) : NULL;
+	if (found != NULL && strlcpy(token, found, PLUGIN_TOKEN_SIZE) >= PLUGIN_TOKEN_SIZE)
+	{
+		*problem = "the token is too long";
+		explicit_bzero(token, PLUGIN_TOKEN_SIZE);
+	}
+	*code = elsewhere ? "token_not_for_origin" : "token_unavailable";
+	explicit_bzero(text, sizeof(text));
+	return token[0] != '\0';
+}
+
+/* The text of a file that can be trusted, with an end. */
+static bool
+read_token_file(const Plugin *plugin, char *text, const char **problem)
+{
+	char		path[MAXPGPATH];
+	struct stat st;
+	int			fd;
+	ssize_t		length = -1;
+
 	if (setting_token_directory == NULL || setting_token_directory[0] == '\0')
 	{
 		*problem = "leasehold.token_directory is not set";
@@ -238,29 +263,17 @@ plugin_read_token(const Plugin *plugin, char *token, const char **problem)
 		*problem = "the token file cannot be opened";
 		return false;
 	}
-	if (fstat(fd, &st) != 0 || !S_ISREG(st.st_mode) || (st.st_mode & (S_IWGRP | S_IRWXO)) != 0)
+	if (fstat(fd, &st) != 0)
+		*problem = "the token file cannot be read";
+	else if ((*problem = token_file_untrusted(&st, geteuid())) == NULL)
 	{
-		close(fd);
-		*problem = "the token file must be a file that others can neither read nor write";
-		return false;
+		length = read(fd, text, TOKEN_FILE_SIZE - 1);
+		if (length < 0)
+			*problem = "the token file cannot be read";
 	}
-	length = read(fd, token, PLUGIN_TOKEN_SIZE - 1);
 	close(fd);
 	if (length < 0)
-		length = 0;
-	while (length > 0 && (token[length - 1] == '\n' || token[length - 1] == '\r' || token[length - 1] == ' '))
-		length--;
-	token[length] = '\0';
-	for (ssize_t i = 0; i < length; i++)
-	{
-		if ((unsigned char) token[i] <= 0x20 || (unsigned char) token[i] >= 0x7f)
-			length = 0;
-	}
-	if (length == 0)
-	{
-		explicit_bzero(token, PLUGIN_TOKEN_SIZE);
-		*problem = "the token file holds no token";
 		return false;
-	}
+	text[length] = '\0';
 	return true;
 }

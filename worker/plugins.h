@@ -45,9 +45,10 @@ extern const Plugin *plugin_find(const char *key);
 
 /*
  * Reads the plugin's token into a buffer of PLUGIN_TOKEN_SIZE, which the caller
- * zeroes after use.  False with a static text if there is a file but no token;
- * true with an empty buffer if the plugin has none.
+ * zeroes after use.  False with a code and a static text if there is a file but
+ * no token that may be sent to the plugin; true with an empty buffer if the
+ * plugin has none.
  */
-extern bool plugin_read_token(const Plugin *plugin, char *token, const char **problem);
+extern bool plugin_read_token(const Plugin *plugin, char *token, const char **code, const char **problem);
 
 #endif							/* LEASEHOLD_PLUGINS_H */

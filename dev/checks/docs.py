@@ -141,14 +141,12 @@ class Double:
         self.port = 0
 
     def __enter__(self) -> Double:
-        token = self.server.directory / "tokens/boxes"
-        token.write_text("a-token-for-the-examples\n")
-        token.chmod(0o600)
+        token = "a-token-for-the-examples"
         ready = self.server.directory / "provider.port"
         ready.unlink(missing_ok=True)
         place = self.server.place
         self.program = Program(
-            ["python3", "-B", place.source / "test/doubles/http_provider.py", "--port", "0", "--token-file", token,
+            ["python3", "-B", place.source / "test/doubles/http_provider.py", "--port", "0", "--token", token,
              "--ready-file", ready], self.server.directory / "provider.log", place.environment(), place.source)
         give_up = time.monotonic() + 30
         while not (ready.exists() and ready.read_text().strip()):
@@ -157,6 +155,9 @@ class Double:
                 raise RuntimeError("the double did not start: " + "\n".join(self.program.lines()))
             time.sleep(0.05)
         self.port = int(ready.read_text())
+        file = self.server.directory / "tokens/boxes"
+        file.write_text(f"for: http://127.0.0.1:{self.port}\n{token}\n")
+        file.chmod(0o600)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -29,6 +29,11 @@ CREATE FUNCTION leasehold_internal.enter_company(company text, level text, admin
 COMMENT ON FUNCTION leasehold_internal.enter_company(text, text, boolean) IS
     'The company a public function is about, after the check of the caller''s level in it';
 
+CREATE FUNCTION leasehold_internal.enter_own_membership(company text) RETURNS uuid
+    LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'leasehold_enter_own_membership';
+COMMENT ON FUNCTION leasehold_internal.enter_own_membership(text) IS
+    'The company, if the caller itself has a membership there, even a pending one; else NULL';
+
 CREATE FUNCTION leasehold_internal.enter_admin() RETURNS void
     LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'leasehold_enter_admin';
 COMMENT ON FUNCTION leasehold_internal.enter_admin() IS 'Lets only leasehold_admin go on';
@@ -206,17 +211,24 @@ COMMENT ON FUNCTION leasehold_internal.publish(regproc, text, text, text[]) IS
     'Makes the public function of an implementation, for the install and upgrade scripts';
 
 -- protect() gives a table its row security: rows of companies that the acting
--- role sees at the level, and the owner, too, is bound by it.
+-- role sees at the level, and the owner, too, is bound by it.  Only the owner has
+-- a policy for writing, so a privilege that was given by mistake changes nothing.
 
 CREATE FUNCTION leasehold_internal.protect(target regclass, level text, company_column text DEFAULT 'company_id')
     RETURNS void LANGUAGE plpgsql VOLATILE
     SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    rows_seen text := format('USING (%I = ANY ((SELECT leasehold.visible_companies(%L))::uuid[]))', company_column, level);
 BEGIN
     EXECUTE format('ALTER TABLE %s ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY', target);
-    EXECUTE format('CREATE POLICY companies ON %s USING (%I = ANY ((SELECT leasehold.visible_companies(%L))::uuid[]))',
-        target, company_column, level);
+    EXECUTE format('CREATE POLICY companies ON %s TO leasehold_owner %s', target, rows_seen);
     EXECUTE format('COMMENT ON POLICY companies ON %s IS %L', target,
         'Rows of the companies in which the acting role has at least the level ' || level);
+    IF (SELECT c.relnamespace FROM pg_class AS c WHERE c.oid = target) = 'leasehold'::regnamespace THEN
+        EXECUTE format('CREATE POLICY readers ON %s FOR SELECT TO leasehold_admin, leasehold_app, leasehold_auditor %s',
+            target, rows_seen);
+        EXECUTE format('COMMENT ON POLICY readers ON %s IS %L', target, 'The same rows, to read');
+    END IF;
 END
 $$;
 COMMENT ON FUNCTION leasehold_internal.protect(regclass, text, text) IS

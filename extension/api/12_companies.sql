@@ -17,6 +17,7 @@ CREATE TABLE leasehold.company_members (
     role_oid          oid NOT NULL,
     level             leasehold.member_level NOT NULL,
     asserts_actor     boolean NOT NULL DEFAULT false,
+    pending           boolean NOT NULL DEFAULT false,
     system_identifier text NOT NULL,
     granted_by        name NOT NULL DEFAULT leasehold.acting_role(),
     granted_at        timestamptz NOT NULL DEFAULT pg_catalog.now(),
@@ -24,11 +25,13 @@ CREATE TABLE leasehold.company_members (
 );
 COMMENT ON TABLE leasehold.company_members IS 'Which roles work for which company, and at which level';
 COMMENT ON COLUMN leasehold.company_members.asserts_actor IS 'The role may name in use_company() whom it acts for';
+COMMENT ON COLUMN leasehold.company_members.pending IS
+    'A manager granted it and the role has not accepted it: it gives nothing yet';
 COMMENT ON COLUMN leasehold.company_members.role_oid IS
     'With the name and the cluster''s system identifier: the role this was granted to, and no other of its name';
 
 SELECT leasehold_internal.protect('leasehold.companies', 'viewer', 'id');
-CREATE POLICY new_company ON leasehold.companies FOR INSERT WITH CHECK (true);
+CREATE POLICY new_company ON leasehold.companies FOR INSERT TO leasehold_owner WITH CHECK (true);
 COMMENT ON POLICY new_company ON leasehold.companies IS
     'A company that is being made cannot be visible before; only create_company() has the privilege to insert';
 SELECT leasehold_internal.protect('leasehold.company_members', 'viewer');
@@ -82,6 +85,18 @@ $$;
 SELECT leasehold_internal.publish('leasehold_internal.create_company', 'instant',
     'makes a company; its key is for good', 'leasehold_admin');
 
+-- Another company can be a burden (which one is meant is ambiguous then) or a
+-- trap (what is meant for none, or for another, lands there).  So a manager only
+-- invites; the role itself has to accept.  A role with members is not asked: each
+-- of them could answer for all.
+
+CREATE FUNCTION leasehold_internal.has_members(role name) RETURNS boolean
+    LANGUAGE sql STABLE AS $$
+    SELECT EXISTS (SELECT FROM pg_catalog.pg_auth_members AS m
+                     JOIN pg_catalog.pg_roles AS r ON r.oid = m.roleid WHERE r.rolname = has_members.role)
+$$;
+COMMENT ON FUNCTION leasehold_internal.has_members(name) IS 'Whether others can act as the role';
+
 CREATE FUNCTION leasehold_internal.grant_company(
         company text, to_role text, level text DEFAULT 'user', asserts_actor boolean DEFAULT false)
     RETURNS void LANGUAGE plpgsql VOLATILE AS $$
@@ -89,7 +104,7 @@ CREATE FUNCTION leasehold_internal.grant_company(
 DECLARE
     v_company uuid;
     v_role    record;
-    v_changed boolean;
+    v_pending boolean;
 BEGIN
     v_company := leasehold_internal.enter_company(company, 'manager', true);
     PERFORM leasehold_internal.check_choice('level', grant_company.level, 'viewer', 'user', 'manager');
@@ -104,20 +119,84 @@ BEGIN
     END IF;
 
     INSERT INTO leasehold.company_members AS m
-           (company_id, role_name, role_oid, level, asserts_actor, system_identifier)
+           (company_id, role_name, role_oid, level, asserts_actor, pending, system_identifier)
     SELECT v_company, v_role.rolname, v_role.oid, grant_company.level,
-           COALESCE(grant_company.asserts_actor, false), h.system_identifier
+           COALESCE(grant_company.asserts_actor, false), NOT leasehold_internal.is_admin(), h.system_identifier
       FROM leasehold_internal.here() AS h
     ON CONFLICT (company_id, role_name) DO UPDATE
        SET role_oid = excluded.role_oid, level = excluded.level, asserts_actor = excluded.asserts_actor,
            system_identifier = excluded.system_identifier, granted_by = excluded.granted_by,
-           granted_at = excluded.granted_at;
+           granted_at = excluded.granted_at,
+           -- who has accepted need not do so again, if it is the same role
+           pending = excluded.pending AND (m.pending OR m.role_oid <> excluded.role_oid
+                                           OR m.system_identifier <> excluded.system_identifier)
+    RETURNING m.pending INTO v_pending;
     PERFORM leasehold_internal.record(v_company, 'company.member_granted', 'company_member', to_role,
-        pg_catalog.jsonb_build_object('level', grant_company.level, 'assertsActor', COALESCE(grant_company.asserts_actor, false)));
+        pg_catalog.jsonb_build_object('level', grant_company.level, 'assertsActor', COALESCE(grant_company.asserts_actor, false),
+                                      'pending', v_pending));
 END
 $$;
 SELECT leasehold_internal.publish('leasehold_internal.grant_company', 'instant',
-    'lets a role work for a company at a level, or changes the level', 'leasehold_admin', 'leasehold_app');
+    'lets a role work for a company at a level, or changes the level; what a manager grants, the role has to accept',
+    'leasehold_admin', 'leasehold_app');
+
+-- Its owner is the worker's role: the companies are not among those that the caller sees.
+CREATE FUNCTION leasehold_internal.invitations_of(
+        role name, OUT company text, OUT level text, OUT asserts_actor boolean, OUT granted_by name,
+        OUT granted_at timestamptz)
+    RETURNS SETOF record LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    SELECT c.key, m.level, m.asserts_actor, m.granted_by, m.granted_at
+      FROM leasehold.company_members AS m
+      JOIN leasehold.companies AS c ON c.id = m.company_id
+      JOIN pg_roles AS r ON r.oid = m.role_oid AND r.rolname = m.role_name
+     CROSS JOIN leasehold_internal.here() AS h
+     WHERE m.pending AND m.role_name = invitations_of.role AND m.system_identifier = h.system_identifier
+$$;
+COMMENT ON FUNCTION leasehold_internal.invitations_of(name) IS 'The pending memberships of a role';
+
+CREATE FUNCTION leasehold_internal.invitations(
+        OUT company text, OUT level text, OUT asserts_actor boolean, OUT granted_by name, OUT granted_at timestamptz)
+    RETURNS SETOF record LANGUAGE plpgsql STABLE AS $$
+BEGIN
+    RETURN QUERY SELECT i.* FROM leasehold_internal.invitations_of(leasehold.acting_role()) AS i;
+END
+$$;
+SELECT leasehold_internal.publish('leasehold_internal.invitations', 'instant',
+    'the memberships that managers granted to the role and that it has not accepted',
+    'leasehold_admin', 'leasehold_app', 'leasehold_auditor', 'leasehold_resolver');
+
+CREATE FUNCTION leasehold_internal.accept_company(company text) RETURNS uuid
+    LANGUAGE plpgsql VOLATILE AS $$
+#variable_conflict use_column
+DECLARE
+    v_role    name := leasehold.acting_role();
+    v_company uuid := COALESCE(leasehold_internal.enter_own_membership(company),
+                               leasehold_internal.enter_company(company, 'viewer'));
+    v_level   text;
+    v_pending boolean;
+BEGIN
+    SELECT m.level, m.pending INTO v_level, v_pending FROM leasehold.company_members AS m
+     WHERE m.company_id = v_company AND m.role_name = v_role FOR UPDATE;
+    IF NOT FOUND THEN
+        PERFORM leasehold_internal.refuse('member_not_found',
+            pg_catalog.format('role "%s" has no membership of its own in the company', v_role));
+    END IF;
+    IF v_pending THEN
+        IF leasehold_internal.has_members(v_role) THEN
+            PERFORM leasehold_internal.refuse('forbidden',
+                pg_catalog.format('role "%s" cannot accept for all its members', v_role),
+                'Have a leasehold_admin call grant_company().');
+        END IF;
+        UPDATE leasehold.company_members AS m SET pending = false WHERE m.company_id = v_company AND m.role_name = v_role;
+        PERFORM leasehold_internal.record(v_company, 'company.member_accepted', 'company_member', v_role::text,
+            pg_catalog.jsonb_build_object('level', v_level));
+    END IF;
+    RETURN v_company;
+END
+$$;
+SELECT leasehold_internal.publish('leasehold_internal.accept_company', 'instant',
+    'accepts a membership that a manager granted to the role, and returns the company''s id',
+    'leasehold_admin', 'leasehold_app', 'leasehold_auditor', 'leasehold_resolver');
 
 CREATE FUNCTION leasehold_internal.revoke_company(company text, from_role text) RETURNS void
     LANGUAGE plpgsql VOLATILE AS $$
@@ -125,7 +204,12 @@ CREATE FUNCTION leasehold_internal.revoke_company(company text, from_role text) 
 DECLARE
     v_company uuid;
 BEGIN
-    v_company := leasehold_internal.enter_company(company, 'manager', true);
+    IF from_role = leasehold.acting_role()::text AND NOT leasehold_internal.has_members(from_role::name) THEN
+        v_company := leasehold_internal.enter_own_membership(company);
+    END IF;
+    IF v_company IS NULL THEN
+        v_company := leasehold_internal.enter_company(company, 'manager', true);
+    END IF;
     PERFORM FROM leasehold.company_members AS m
       WHERE m.company_id = v_company AND m.role_name = from_role::name AND m.role_name::text = from_role FOR UPDATE;
     IF NOT FOUND THEN
@@ -138,7 +222,8 @@ BEGIN
 END
 $$;
 SELECT leasehold_internal.publish('leasehold_internal.revoke_company', 'instant',
-    'ends a role''s membership in a company', 'leasehold_admin', 'leasehold_app');
+    'ends a role''s membership in a company, or the caller''s own, also a pending one',
+    'leasehold_admin', 'leasehold_app', 'leasehold_auditor', 'leasehold_resolver');
 
 CREATE FUNCTION leasehold_internal.repair_members(company text DEFAULT NULL)
     RETURNS integer LANGUAGE plpgsql VOLATILE AS $$

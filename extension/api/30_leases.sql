@@ -125,6 +125,10 @@ CREATE UNIQUE INDEX provider_resources_strays ON leasehold_internal.provider_res
 
 SELECT leasehold_internal.protect('leasehold.leases', 'viewer');
 SELECT leasehold_internal.protect('leasehold.lease_metadata', 'user');
+CREATE POLICY imported ON leasehold.lease_metadata FOR INSERT TO leasehold_owner
+    WITH CHECK (company_id = ANY ((SELECT leasehold.visible_companies('viewer'))::uuid[]));
+COMMENT ON POLICY imported ON leasehold.lease_metadata IS
+    'An administrator imports what it may not read afterwards; only import_lease() inserts';
 SELECT leasehold_internal.protect('leasehold_internal.provider_resources', 'viewer');
 
 -- What events tell of a stray.

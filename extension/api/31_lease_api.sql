@@ -625,11 +625,14 @@ CREATE FUNCTION leasehold_internal.import_lease(
     RETURNS uuid LANGUAGE plpgsql VOLATILE AS $$
 #variable_conflict use_column
 DECLARE
-    v_company     uuid := leasehold_internal.enter_company(import_lease.company, 'manager');
+    v_company     uuid;
     v_id          uuid := COALESCE(import_lease.lease_id, leasehold.new_id());
     v_environment leasehold_internal.environments;
     v_ttl         interval;
 BEGIN
+    -- whose resource it is, only the installation can tell
+    PERFORM leasehold_internal.enter_admin();
+    v_company := leasehold_internal.enter_company(import_lease.company, 'manager', true);
     PERFORM leasehold_internal.check_text('provider_lease_id', import_lease.provider_lease_id, 1000);
     IF import_lease.provider_lease_id = '' THEN
         PERFORM leasehold_internal.refuse('argument_invalid', 'argument "provider_lease_id" must not be empty');
@@ -694,7 +697,7 @@ BEGIN
 END
 $$;
 SELECT leasehold_internal.publish('leasehold_internal.import_lease', 'instant',
-    'puts a resource that exists at the provider already under a lease', 'leasehold_app');
+    'puts a resource that exists at the provider already under a lease', 'leasehold_admin');
 
 CREATE FUNCTION leasehold_internal.retry_lease(lease_id uuid, company text DEFAULT NULL) RETURNS text
     LANGUAGE plpgsql VOLATILE AS $$
@@ -723,7 +726,7 @@ BEGIN
     ELSIF v_lease.status = 'irrevocable' THEN
         PERFORM leasehold_internal.refuse('wrong_state',
             pg_catalog.format('what became of lease %s cannot be looked up at its provider', v_lease.id),
-            'Check at the provider, then import_lease() what you find or write_off_lease().');
+            'Check at the provider. If the resource exists, have a leasehold_admin import it first with import_lease(); then write_off_lease().');
     ELSE
         UPDATE leasehold_internal.calls AS c
            SET state = 'queued', due_at = pg_catalog.clock_timestamp()

@@ -309,6 +309,13 @@ BEGIN
      CROSS JOIN leasehold_internal.here() AS h
      WHERE r.oid IS NULL OR m.system_identifier <> h.system_identifier;
     RETURN QUERY
+    SELECT 'warning'::text, 'role_has_members'::text,
+           pg_catalog.format('role "%s" is a member of "%s", and so is kept out of no company', u.rolname, g.rolname),
+           pg_catalog.format('REVOKE %I FROM %I; grant leasehold_admin to who runs the installation.', g.rolname, u.rolname)
+      FROM pg_catalog.pg_auth_members AS m
+      JOIN pg_catalog.pg_roles AS g ON g.oid = m.roleid AND g.rolname IN ('leasehold_owner', 'leasehold_worker')
+      JOIN pg_catalog.pg_roles AS u ON u.oid = m.member;
+    RETURN QUERY
     SELECT 'warning'::text, 'audit_default_partition'::text,
            'events went to the DEFAULT partition of the audit trail'::text,
            'See that the worker runs; it makes partitions ahead of time.'::text
@@ -317,9 +324,13 @@ BEGIN
     RETURN QUERY
     SELECT 'warning'::text, 'lease_irrevocable'::text,
            pg_catalog.format(CASE pg_catalog.count(*) WHEN 1 THEN '%s lease is irrevocable' ELSE '%s leases are irrevocable' END,
-                             pg_catalog.count(*)),
-           'See cleanup_backlog; retry_lease() or write_off_lease() each.'::text
-      FROM leasehold.leases AS l WHERE l.status = 'irrevocable' HAVING pg_catalog.count(*) > 0;
+                             pg_catalog.count(*))
+           || CASE WHEN l.provider_lease_id IS NULL THEN ', and not known to have a resource' ELSE '' END,
+           CASE WHEN l.provider_lease_id IS NULL
+                THEN 'See cleanup_backlog; retry_lease() each, or check at the provider: if the resource exists, import_lease() first; then write_off_lease().'
+                ELSE 'See cleanup_backlog; retry_lease() or write_off_lease() each.' END
+      FROM leasehold.leases AS l WHERE l.status = 'irrevocable'
+     GROUP BY l.provider_lease_id IS NULL ORDER BY l.provider_lease_id IS NULL;
     RETURN QUERY
     SELECT 'warning'::text, 'stray_not_removed'::text,
            pg_catalog.format('%s resources that no lease claims cannot be removed, of provider "%s": %s',

@@ -20,9 +20,10 @@ BEGIN
 END
 $$;
 
--- these count over all companies: see their comments
+-- these look at all companies: see their comments
 ALTER FUNCTION leasehold_internal.occupied_slots(uuid, uuid, text) OWNER TO leasehold_worker;
 ALTER FUNCTION leasehold_internal.all_live_leases() OWNER TO leasehold_worker;
+ALTER FUNCTION leasehold_internal.invitations_of(name) OWNER TO leasehold_worker;
 
 -- Nobody may do anything (publish() has seen to the public functions), except:
 DO $$
@@ -59,8 +60,8 @@ GRANT INSERT ON leasehold.audit_events TO leasehold_worker;
 GRANT UPDATE ON leasehold.plugins TO leasehold_worker;
 GRANT USAGE ON SEQUENCE leasehold_internal.worker_epoch TO leasehold_worker;
 GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA leasehold_internal TO leasehold_worker;
-GRANT EXECUTE ON FUNCTION leasehold_internal.occupied_slots(uuid, uuid, text), leasehold_internal.all_live_leases()
-    TO leasehold_owner;
+GRANT EXECUTE ON FUNCTION leasehold_internal.occupied_slots(uuid, uuid, text), leasehold_internal.all_live_leases(),
+    leasehold_internal.invitations_of(name) TO leasehold_owner;
 REVOKE EXECUTE ON FUNCTION leasehold_internal.publish(regproc, text, text, text[]),
     leasehold_internal.protect(regclass, text, text),
     leasehold_internal.revoke_all(text, text, aclitem[]) FROM leasehold_worker;

@@ -102,7 +102,8 @@ class Server:
 
     def start(self):
         """The postmaster is our own child: a killed one must be waited for, or it seems to be there still."""
-        deadline = time.monotonic() + 60
+        # a process that was about to end recovery looks for the killed checkpointer for a minute
+        deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
             with open(self.log, "ab") as log:
                 # pylint: disable=consider-using-with
@@ -373,11 +374,11 @@ def note_counters(tap, counters):
     tap.note("double: " + json.dumps({k: v for k, v in counters.items() if k not in ("methods", "violations")}))
 
 
-def token_directory(directory):
+def token_directory(directory, double):
     tokens = os.path.join(directory, "tokens")
     os.mkdir(tokens)
     with open(os.path.join(tokens, "double"), "w", encoding="utf8") as f:
-        f.write("chaos\n")
+        f.write(f"for: http://127.0.0.1:{double.port}\nchaos\n")
     os.chmod(os.path.join(tokens, "double"), 0o600)
     return tokens
 
@@ -399,7 +400,7 @@ def play(tap, args, variant, synchronous_commit, leases, kills):
              f"clients' synchronous_commit = {synchronous_commit}")
     directory = tempfile.mkdtemp(prefix="chaos-", dir=args.directory)
     double = Double(directory, variant, args.seed)
-    server = Server(args.bin, directory, SETTINGS | {"leasehold.token_directory": token_directory(directory)})
+    server = Server(args.bin, directory, SETTINGS | {"leasehold.token_directory": token_directory(directory, double)})
     per_client = leases // args.clients
     clients = [Client(server, f"c{number}", per_client, args.seed, f"-c synchronous_commit={synchronous_commit}")
                for number in range(args.clients)]

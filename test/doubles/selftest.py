@@ -913,6 +913,11 @@ class Faults(WithDouble):
                          -32002)
         self.assertEqual((self.live(), self.violations()), (1, 0))
 
+    def test_echo_token(self) -> None:
+        _, body = self.answer("echo_token")
+        self.assertEqual(json.loads(body)["error"]["message"].count(TOKEN), 2)
+        self.assertEqual(self.live(), 0)
+
     def test_wrong_id_no_id_and_both(self) -> None:
         sent = faulty("wrong_id")
         _, body = self.double.post(sent)
@@ -1007,8 +1012,8 @@ class Faults(WithDouble):
         kinds = ("lose_answer cut cut_mid status:500 garbage html redirect "
                  "delay:1 slow_act:1 rpc_error:-32000 act_rpc_error:-32000 "
                  "wrong_id no_id both malformed huge:1 deep dup_keys "
-                 "duplicate_id empty_id nul bad_utf8 echo_secret chunked "
-                 "expired early_expiry:1 act_status:500 act_html act_garbage "
+                 "duplicate_id empty_id nul bad_utf8 echo_secret echo_token "
+                 "chunked expired early_expiry:1 act_status:500 act_html act_garbage "
                  "act_redirect act_duplicate_id").split()
         self.acquire_for("bystander")
         for method in PARAMS:

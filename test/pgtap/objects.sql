@@ -41,14 +41,15 @@ SELECT is_empty($$
        AND obj_description(p.oid, 'pg_proc') !~ '^(instant|waits|procedure): \S'
 $$, 'the comment of every public function says whether it waits');
 
--- Two functions count over all companies, so the role that sees all owns them;
+-- Three functions look at all companies, so the role that sees all owns them;
 -- two belong to the superuser who made the extension, for they are called before
 -- and after there is anything to own.
 SELECT is_empty($$
     SELECT o.name, o.owner::regrole FROM our_objects AS o
      WHERE o.owner <> CASE
            WHEN o.name IN ('function leasehold_internal.occupied_slots(uuid,uuid,text)',
-                           'function leasehold_internal.all_live_leases()') THEN 'leasehold_worker'::regrole
+                           'function leasehold_internal.all_live_leases()',
+                           'function leasehold_internal.invitations_of(name)') THEN 'leasehold_worker'::regrole
            WHEN o.name IN ('function leasehold_internal.guard_drop()',
                            'function leasehold_internal.announce_extension()')
            THEN (SELECT e.extowner FROM pg_extension AS e WHERE e.extname = 'leasehold')

@@ -2,7 +2,7 @@
 BEGIN;
 SET LOCAL client_min_messages = warning;
 CREATE EXTENSION IF NOT EXISTS pgtap;
-SELECT plan(12);
+SELECT plan(13);
 
 -- Tables that belong to no company, and why their rows need no row security.
 CREATE TEMPORARY TABLE of_no_company (name, reason) AS VALUES
@@ -42,17 +42,25 @@ SELECT is_empty($$
     SELECT t.name FROM our_tables AS t
      WHERE t.company IS NOT NULL AND NOT t.relispartition
        AND NOT EXISTS (SELECT FROM pg_policy AS p
-                        WHERE p.polrelid = t.oid AND p.polcmd = '*'
+                        WHERE p.polrelid = t.oid AND p.polcmd = '*' AND p.polroles = ARRAY['leasehold_owner'::regrole::oid]
                           AND pg_get_expr(p.polqual, p.polrelid) LIKE '%leasehold.visible_companies(%')
 $$, 'the policy of every such table asks for the companies that the caller sees');
 
 SELECT is_empty($$
     SELECT p.polrelid::regclass, p.polname FROM pg_policy AS p JOIN our_tables AS t ON t.oid = p.polrelid
      WHERE p.polname <> 'companies'
-       -- a company that is being made; and limits of the whole installation, to read
+       AND NOT (p.polname = 'readers' AND p.polcmd = 'r'
+                AND pg_get_expr(p.polqual, p.polrelid) LIKE '%leasehold.visible_companies(%')
+       -- a company that is being made, what is said of an imported resource; and limits of the whole installation, to read
        AND (p.polname, p.polrelid, p.polcmd) NOT IN (('new_company', 'leasehold.companies'::regclass, 'a'),
+                                                     ('imported', 'leasehold.lease_metadata'::regclass, 'a'),
                                                      ('installation', 'leasehold.limits'::regclass, 'r'))
 $$, 'no other policy lets more through');
+
+SELECT is_empty($$
+    SELECT p.polrelid::regclass, p.polname FROM pg_policy AS p JOIN our_tables AS t ON t.oid = p.polrelid
+     WHERE p.polcmd <> 'r' AND p.polroles <> ARRAY['leasehold_owner'::regrole::oid]
+$$, 'no policy lets anybody but the owner write');
 
 SELECT is_empty($$
     SELECT t.name FROM our_tables AS t JOIN pg_attribute AS a ON a.attrelid = t.oid AND a.attnum = t.company

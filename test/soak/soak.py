@@ -167,7 +167,7 @@ def soak(tap, args):
     directory = tempfile.mkdtemp(prefix="soak-", dir=args.directory)
     double = chaos.Double(directory, "lookup", args.seed)
     server = chaos.Server(args.bin, directory,
-                          chaos.SETTINGS | {"leasehold.token_directory": chaos.token_directory(directory)})
+                          chaos.SETTINGS | {"leasehold.token_directory": chaos.token_directory(directory, double)})
     clients = [Client(server, f"c{number}", args.seed) for number in range(args.clients)]
     try:
         server.start()

@@ -187,7 +187,8 @@ subtest 'a plugin that cannot look up' => sub {
 	is($node->alice("SELECT waiting_for FROM leasehold.active_leases WHERE lease_id = '$lease'"),
 		'decision', 'waiting for a decision');
 	is($node->alice("SELECT leasehold.release_lease('$lease')"), 'irrevocable', 'releasing does not end one');
-	$node->refuses('alice', "SELECT leasehold.retry_lease('$lease')", 'PT409', qr/cannot be looked up/,
+	$node->refuses('alice', "SELECT leasehold.retry_lease('$lease')", 'PT409',
+		qr/cannot be looked up.*import it first with import_lease\(\); then write_off_lease/s,
 		'nor retrying, since there is nothing to ask');
 	$node->refuses('alice', "SELECT leasehold.write_off_lease('$lease', ' ')", '22023', qr/must not be empty/,
 		'to write one off needs a reason');

@@ -212,20 +212,24 @@ subtest 'tokens' => sub {
 	$node->happens("SELECT waiting_for = 'plugin' FROM leasehold.leases WHERE id = '$lease'", 'requests wait for it');
 
 	for my $case (
-		[ "token\n", 0644, qr/others can neither/, 'a token that others can read is not used' ],
-		[ "token\n", 0620, qr/others can neither/, 'nor one that the group can write' ],
-		[ '', 0600, qr/holds no token/, 'nor an empty one' ],
-		[ "two words\n", 0600, qr/holds no token/, 'nor one that no header can hold' ],
-		[ "tok\r\nX-Evil: yes\n", 0600, qr/holds no token/, 'nor one that would add headers' ])
+		[ 'token', qr/others can neither/, 'a token that others can read is not used', mode => 0644 ],
+		[ 'token', qr/others can neither/, 'nor one that the group can write', mode => 0620 ],
+		[ '', qr/holds no token/, 'nor an empty one' ],
+		[ 'two words', qr/holds no token/, 'nor one that no header can hold' ],
+		[ "tok\r\nX-Evil: yes", qr/holds no token/, 'nor one that would add headers' ],
+		[ 'x' x 4096, qr/too long/, 'nor one that is too long' ],
+		[ 'x' x 100_000, qr/too long/, 'however long' ],
+		[ 'token', qr/does not begin with a line "for:/, 'nor one that does not say where it may be sent', text => "token\n" ],
+		[ 'token', qr/for another address/, 'nor one for another provider', url => $provider->url ])
 	{
-		my ($token, $mode, $pattern, $name) = @$case;
-		chomp $token;
-		$fresh->put_token($node, $token, $mode);
+		my ($token, $pattern, $name, %options) = @$case;
+		$fresh->put_token($node, $token, %options);
 		$node->boss(q(SELECT leasehold.restart_plugin('fresh')));
 		eventually {
 			$node->owner(q(SELECT last_error FROM leasehold.plugins WHERE key = 'fresh')) =~ $pattern
 		} $name;
 	}
+	like($node->doctor, qr/^warning plugin_error: plugin "fresh": the token file is for another address/m, 'doctor() tells');
 	rename $path, "$path-elsewhere";
 	symlink "$path-elsewhere", $path;
 	$node->boss(q(SELECT leasehold.restart_plugin('fresh')));
@@ -247,6 +251,29 @@ subtest 'tokens' => sub {
 	$fresh->put_token($node, $fresh->{token});
 	$node->settles($lease, 'released', 'the new one is used at once');
 
+	# an administrator of the database cannot have a token sent to where the host's has not said
+	my $thief = Leasehold::Provider->start($node, name => 'thief');
+	my $second = $node->request(q('fresh'));
+	$node->settles($second, 'active', 'another lease');
+	$node->boss(sprintf(q(SELECT leasehold.update_plugin('fresh', transport => %s)),
+			quote(json({ type => 'http', url => $thief->url, token_file => $fresh->{token_file} }))));
+	$node->happens(q(SELECT status = 'error' AND last_error LIKE '%for another address%' FROM leasehold.plugins WHERE key = 'fresh'),
+		'a token is not sent to another address');
+	$node->alice("SELECT leasehold.release_lease('$second')");
+	$node->happens("SELECT failure_code = 'token_not_for_origin' FROM leasehold.leases WHERE id = '$second'",
+		'nor with any other call');
+	is($thief->counters->{connections_total}, 1, 'nobody connected there but this test');
+	$node->boss(sprintf(q(SELECT leasehold.update_plugin('fresh', transport => %s)),
+			quote(json({ type => 'http', url => $fresh->url, token_file => $fresh->{token_file} }))));
+	$node->settles($second, 'released', 'with the right address it is used again');
+
+	# nor does it come back in the text of an error
+	$node->environment('talkative', 'fresh', { fault => { acquire => 'echo_token' } });
+	my $echoed = $node->request(q('talkative'));
+	$node->settles($echoed, 'failed', 'a provider repeats the token in an error');
+	is($node->lease($echoed, 'failure_reason'),
+		'the provider answered with error -32002: may *** do this? ***', 'which is masked');
+
 	for my $name ('../secret', '/etc/passwd', '.hidden', 'a/b', '')
 	{
 		my $transport = { type => 'http', url => $fresh->url, token_file => $name };
@@ -258,6 +285,7 @@ subtest 'tokens' => sub {
 	is(
 		$node->owner(q(
 			SELECT (SELECT count(*) FROM leasehold.audit_events AS a WHERE a::text ~ 'a-rotated-token|a-token-of')
+				 + (SELECT count(*) FROM leasehold.leases AS l WHERE l::text ~ 'a-rotated-token|a-token-of')
 				 + (SELECT count(*) FROM leasehold.plugins AS p WHERE p::text ~ 'a-rotated-token|a-token-of'))),
 		'0', 'nor in the database');
 };

@@ -39,6 +39,7 @@ sub says
 {
 	my ($url, $networks, $pattern, $name) = @_;
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	$tried->put_token($node, $tried->{token}, url => $url);
 	$node->boss(
 		sprintf(
 			'SELECT leasehold.update_plugin(%s, transport => %s, allow_addresses => ARRAY[%s]::text[])',

@@ -58,17 +58,17 @@ subtest 'a standby' => sub {
 		"retry_lease('$kept')", "write_off_lease('$kept', 'x')", "release_quarantine('$kept')",
 		q(start_run()), q(heartbeat(leasehold.new_id())), q(finish_run(leasehold.new_id())),
 		q(release_run_leases(leasehold.new_id())), q(destroy_reusable_leases(leasehold.new_id())),
-		q(import_lease('dev', 'some-sandbox')), q(create_environment('other', 'box')),
+		q(create_environment('other', 'box')),
 		q(update_environment('dev', name => 'x')), q(archive_environment('dev')), q(delete_environment('dev')),
 		q(upsert_agent(leasehold.new_id())), q(upsert_project(leasehold.new_id())), q(upsert_issue(leasehold.new_id())),
 		q(upsert_routine(leasehold.new_id())), q(upsert_execution_workspace(leasehold.new_id())),
-		q(grant_company('acme', 'boss')), q(revoke_company('acme', 'alice')))
+		q(grant_company('acme', 'boss')), q(revoke_company('acme', 'alice')), q(accept_company('acme')))
 	{
 		my ($name) = $call =~ /^(\w+)/;
 		$b->refuses('alice', "SELECT leasehold.$call", '25006', qr/read-only|recovery/, "$name() is refused");
 	}
 	for my $call (
-		q(create_company('other')), q(repair_members()), q(set_limit('active_leases', 1)),
+		q(create_company('other')), q(repair_members()), q(import_lease('dev', 'some-sandbox', company => 'acme')), q(set_limit('active_leases', 1)),
 		sprintf('register_plugin(%s, %s)', quote(json({ %{ $provider->manifest }, id => 'new' })),
 			quote(json({ type => 'http', url => $provider->url }))), q(update_plugin('box')), q(enable_plugin('box')), q(disable_plugin('box')),
 		q(restart_plugin('box')), q(unregister_plugin('box')), q(allow_provider('acme', 'box')),

@@ -58,6 +58,8 @@ test_public(void)
 	is_public("100.128.0.0");
 	is_public("126.255.255.255");
 	is_public("128.0.0.0");
+	is_public("168.63.129.15");
+	is_public("168.63.129.17");
 	is_public("169.253.255.255");
 	is_public("169.255.0.0");
 	is_public("172.15.255.255");
@@ -89,6 +91,7 @@ test_special_ipv4(void)
 	is_special("100.127.255.255", "100.64.0.0/10");
 	is_special("127.0.0.1", "127.0.0.0/8");
 	is_special("127.255.255.255", "127.0.0.0/8");
+	is_special("168.63.129.16", "168.63.129.16/32");
 	is_special("169.254.0.0", "169.254.0.0/16");
 	is_special("169.254.169.254", "169.254.169.254/32");
 	is_special("169.254.170.2", "169.254.0.0/16");
@@ -444,6 +447,58 @@ test_schemes(void)
 	ok(!policy_url_is_plain("HtTpS://localhost/"), "however it is written");
 }
 
+static void
+same_origin(const char *url, const char *origin)
+{
+	ok(policy_same_origin(url, origin), "%s is at %s", url, origin);
+}
+
+static void
+other_origin(const char *url, const char *origin)
+{
+	ok(!policy_same_origin(url, origin), "%s is not at %s", url, origin);
+}
+
+static void
+test_origins(void)
+{
+	same_origin("https://example.com/rpc", "https://example.com");
+	same_origin("https://example.com/rpc", "https://example.com/");
+	same_origin("https://example.com", "https://example.com:443");
+	same_origin("https://example.com:443?x=:1", "https://example.com");
+	same_origin("https://example.com:0443/", "https://example.com");
+	same_origin("HTTPS://Example.COM/rpc", "https://eXample.com");
+	same_origin("http://127.0.0.1:8080/rpc", "http://127.0.0.1:8080");
+	same_origin("http://localhost/rpc", "http://localhost:80");
+	same_origin("https://[2001:db8::1]/rpc", "https://[2001:DB8::1]:443");
+	same_origin("https://[2001:db8::1]:8443?", "https://[2001:db8::1]:8443");
+
+	other_origin("http://example.com/rpc", "https://example.com");
+	other_origin("http://example.com:443/rpc", "https://example.com");
+	other_origin("https://example.com/rpc", "http://example.com:443");
+	other_origin("https://example.com:8443/rpc", "https://example.com");
+	other_origin("https://example.com/rpc", "https://example.com:8443");
+	other_origin("https://example.com.evil.com/rpc", "https://example.com");
+	other_origin("https://example.co/rpc", "https://example.com");
+	other_origin("https://evil.com/https://example.com", "https://example.com");
+	other_origin("https://evil.com?https://example.com", "https://example.com");
+	other_origin("https://example.com./rpc", "https://example.com");
+	other_origin("https://[2001:db8::1]/rpc", "https://[2001:db8::2]");
+	other_origin("https://[fe80::1%25eth0]/rpc", "https://[fe80::1%25eth1]");
+
+	/* what is no origin is none of these */
+	other_origin("https://example.com/rpc", "");
+	other_origin("https://example.com/rpc", "example.com");
+	other_origin("https://example.com/rpc", "https://");
+	other_origin("https://example.com/rpc", "https://*");
+	other_origin("https://example.com/rpc", "https://example.com/rpc");
+	other_origin("https://example.com/rpc", "https://example.com//");
+	other_origin("https://example.com/rpc", "https://example.com?");
+	other_origin("https://example.com/rpc", "https://example.com https://evil.com");
+	other_origin("https://example.com/rpc", "https://user@example.com");
+	other_origin("https://example.com/rpc", "https://example.com:");
+}
+
 int
 main(void)
 {
@@ -458,5 +513,6 @@ main(void)
 	test_urls();
 	test_url_characters();
 	test_schemes();
+	test_origins();
 	return tap_done();
 }

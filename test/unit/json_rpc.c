@@ -9,6 +9,7 @@
 #include "tap.h"
 
 #define ID		"call-1"
+#define SECRET	"s3cret-token"
 #define GOOD	"{\"jsonrpc\":\"2.0\",\"id\":\"call-1\",\"result\":"
 
 /* The body is copied to its exact size, so that reading on is found out. */
@@ -18,7 +19,7 @@ parse(const char *body, size_t length, RpcAnswer *answer)
 	char	   *copy = malloc(length ? length : 1);
 
 	memcpy(copy, body, length);
-	rpc_parse_answer(copy, length, ID, answer);
+	rpc_parse_answer(copy, length, ID, SECRET, answer);
 	free(copy);
 }
 
@@ -241,6 +242,42 @@ test_depth(void)
 }
 
 static void
+masked(const char *message, const char *expected)
+{
+	char		body[2000];
+	RpcAnswer	answer;
+
+	snprintf(body, sizeof(body), "{\"jsonrpc\":\"2.0\",\"id\":\"call-1\",\"error\":{\"code\":1,\"message\":\"%s\"}}", message);
+	parse(body, strlen(body), &answer);
+	ok(answer.kind == RPC_ERROR && strcmp(answer.text, expected) == 0, "a message with the secret: %.60s", message);
+	if (strcmp(answer.text, expected) != 0)
+		printf("# %s\n", answer.text);
+	rpc_free_answer(&answer);
+}
+
+static void
+test_secret(void)
+{
+	char		message[RPC_TEXT_SIZE + 20];
+	char		expected[RPC_TEXT_SIZE];
+
+	masked(SECRET, "***");
+	masked("Bearer " SECRET " is wrong", "Bearer *** is wrong");
+	masked(SECRET SECRET, "******");
+	masked("s3cret-toke" SECRET "s3cret-toke", "s3cret-toke***s3cret-toke");
+	masked("s3\\u0063ret-token", "***");
+	masked("the token", "the token");
+
+	/* no part of it is left where the text is cut */
+	for (int before = RPC_TEXT_SIZE - 1 - (int) strlen(SECRET); before < RPC_TEXT_SIZE - 1; before++)
+	{
+		snprintf(message, sizeof(message), "%0*d" SECRET, before, 0);
+		snprintf(expected, sizeof(expected), "%0*d***", before, 0);
+		masked(message, expected);
+	}
+}
+
+static void
 test_messages(void)
 {
 	char		body[2000];
@@ -460,6 +497,7 @@ main(void)
 	test_json();
 	test_depth();
 	test_messages();
+	test_secret();
 	test_leases();
 	test_sizes();
 	test_lists();

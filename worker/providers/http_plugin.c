@@ -64,14 +64,15 @@ plugin_start(Call *call)
 	MemoryContext old = MemoryContextSwitchTo(call->context);
 	const Plugin *plugin = plugin_find(call->plugin);
 	PluginCall *state = palloc0(sizeof(PluginCall));
+	const char *code = NULL;
 	const char *problem = NULL;
 	char		token[PLUGIN_TOKEN_SIZE];
 
 	call->transport = state;
 	if (plugin == NULL)
 		call_set_outcome(call, OUTCOME_RETRY, "plugin_not_found", "plugin \"%s\" is not registered", call->plugin);
-	else if (!plugin_read_token(plugin, token, &problem))
-		call_set_outcome(call, OUTCOME_RETRY, "token_unavailable", "%s", problem);
+	else if (!plugin_read_token(plugin, token, &code, &problem))
+		call_set_outcome(call, OUTCOME_RETRY, code, "%s", problem);
 	else
 	{
 		static uint64 counter = 0;
@@ -154,7 +155,7 @@ plugin_answered(void *arg, const HttpResponse *response)
 	{
 		RpcAnswer	answer;
 
-		rpc_parse_answer(response->body, response->length, state->request_id, &answer);
+		rpc_parse_answer(response->body, response->length, state->request_id, response->token, &answer);
 		if (answer.kind == RPC_RESULT)
 			judge_result(call, &answer);
 		else if (answer.kind == RPC_ERROR)

@@ -20,6 +20,7 @@ FAULT_FORMS = {
     "garbage": "", "html": "", "redirect": "", "drip": "", "wrong_id": "",
     "no_id": "", "both": "", "deep": "", "dup_keys": "", "duplicate_id": "",
     "empty_id": "", "nul": "", "bad_utf8": "", "echo_secret": "",
+    "echo_token": "",
     "chunked": "", "expired": "",
     "status": r":[2-5]\d\d(:(\d+|date))?",
     "delay": r":\d+", "slow_act": r":\d+",
@@ -33,7 +34,7 @@ FAULT_FORMS = {
 # front: act_status:504 is the gateway that gave up on a call that succeeded.
 INSTEAD_OF_ACTING = frozenset((
     "cut", "status", "garbage", "html", "redirect", "rpc_error",
-    "duplicate_id"))
+    "echo_token", "duplicate_id"))
 
 
 @dataclass(frozen=True, slots=True)

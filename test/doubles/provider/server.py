@@ -20,7 +20,7 @@ from .rules import (
 from .sandboxes import Provider, describe
 from .wire import (
     INVALID_PARAMS, INVALID_REQUEST, METHOD_NOT_FOUND, METHOD_NOT_IMPLEMENTED,
-    Call, HttpProblem, Json, Reply, Request, RpcProblem)
+    WORKER_ERROR, Call, HttpProblem, Json, Reply, Request, RpcProblem)
 
 if TYPE_CHECKING:
     from .connection import Connection
@@ -36,6 +36,7 @@ class Server:
                  log_path: str | None) -> None:
         self.provider = provider
         self.faults = faults
+        self.token = token
         self.expected = f"Bearer {token}".encode()
         self.log = None
         if log_path is not None:
@@ -240,6 +241,9 @@ class Server:
             answer = {"jsonrpc": "2.0", "id": call.id, "result": result}
         if fault is not None and fault.kind == "rpc_error":
             answer = error_body(call.id, int(fault.argument), "as ordered")
+        elif fault is not None and fault.kind == "echo_token":
+            answer = error_body(call.id, WORKER_ERROR,
+                                f"may {self.token} do this? {self.token}")
         connection.reply(reply_with(fault, call, answer))
 
     def refuse(self, record: Json, problem: RpcProblem) -> None:

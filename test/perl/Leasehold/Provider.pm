@@ -49,22 +49,26 @@ sub start
 			$options{idempotent} ? ('--idempotent' => $options{idempotent}) : (),
 			@{ $options{arguments} // [] } ],
 	}, $class;
-	$self->put_token($node, 'a-token-of-' . $self->{name});
+	$self->{token} = 'a-token-of-' . $self->{name};
 	$self->run;
+	$self->put_token($node, $self->{token});
 	return $self;
 }
 
-# put_token(node, text): writes the token file as an administrator would.
+# put_token(node, token, %options): writes the token file as an administrator would.
+#   url => text   for the origin of this URL, not for that of the double
+#   text => text  this and nothing else
+#   mode => 0600
 sub put_token
 {
-	my ($self, $node, $token, $mode) = @_;
+	my ($self, $node, $token, %options) = @_;
 	my $path = $node->token_directory . '/' . $self->{token_file};
+	my ($origin) = ($options{url} // $self->url) =~ m{^(\w+://[^/?]+)};
 	unlink $path;
 	open my $file, '>', $path or croak "could not write $path: $!";
-	print $file "$token\n";
+	print $file $options{text} // "for: $origin\n$token\n";
 	close $file;
-	chmod $mode // 0600, $path;
-	$self->{token} //= $token;
+	chmod $options{mode} // 0600, $path;
 	return $path;
 }
 
@@ -159,6 +163,7 @@ sub register
 		type => 'http',
 		url => $options{url} // $self->url,
 		token_file => $self->{token_file} };
+	$self->put_token($node, $self->{token}, url => $options{url}) if $options{url};
 	my $networks = join ', ', map { quote($_) } @{ $options{allow} // ['127.0.0.0/8'] };
 	$node->boss(
 		sprintf('SELECT leasehold.register_plugin(%s, %s, ARRAY[%s]::text[])',
