@@ -32,7 +32,7 @@ static MemoryContext plugins_context = NULL;
 static MemoryContext old_context = NULL;	/* calls that are out may point into it */
 static HTAB *plugins = NULL;
 static uint64 changes = 1;		/* of what is read here */
-static uint64 changes_seen = 0;	/* as many as were made before it was read */
+static uint64 changes_seen = 0; /* as many as were made before it was read */
 static bool limits_exist = false;
 static Oid	watched[4];			/* plugins, providers, limits, companies */
 

@@ -272,7 +272,10 @@ queue_add(const QueueKey *key, const char *provider_key, TimestampTz due_at, Tim
 	item = hash_search(items, key, HASH_FIND, NULL);
 	if (item != NULL)
 	{
-		/* queued again while its older form is out: whoever forgets that looks again */
+		/*
+		 * queued again while its older form is out: whoever forgets that
+		 * looks again
+		 */
 		if (item->taken && (item->again_since == 0 || due_at < item->again_since))
 			item->again_since = due_at;
 		return false;
