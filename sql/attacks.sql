@@ -223,7 +223,7 @@ SELECT 'SELECT leasehold.' || s AS statement INTO TEMP TABLE pg_temp.calls
     $$request_lease('hijack', run_id => '$$ || :'run' || $$', ttl => '1 hour', idle_timeout => '1 hour', lease_id => '$$ || :'lease' || $$', idempotency_key => 'key')$$,
     $$import_lease('hijack', 'sandbox://h', '$$ || :'agent' || $$', '$$ || :'issue' || $$', '$$ || :'run' || $$', '$$ || :'ws' || $$', '1 hour', '1 hour', '{"m": 1}')$$,
     $$wait_for_lease('$$ || :'lease' || $$', '0 seconds')$$, $$release_run_leases('$$ || :'run' || $$')$$, $$destroy_reusable_leases('$$ || :'issue' || $$')$$,
-    $$destroy_lease('$$ || :'lease' || $$', 'r')$$, $$finish_run('$$ || :'run' || $$', 'failed', 'e', 'c')$$, $$archive_environment('hijack')$$,
+    $$destroy_lease('$$ || :'lease' || $$', 'r')$$, $$finish_run('$$ || :'run' || $$', 'failed', 'e', 'c')$$, $$archive_environment('hijack')$$, $$archive_agent('$$ || :'agent' || $$')$$,
     $$grant_company('acme', 'regress_nobody', 'viewer')$$, $$revoke_company('acme', 'regress_nobody')$$]) AS s;
 :path;
 DO $$

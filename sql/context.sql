@@ -27,6 +27,32 @@ SELECT test.is('told', string_agg(e.action || ' ' || e.details::text, ', ' ORDER
 -- a name by default
 SELECT leasehold.upsert_agent(test.id('c nameless')) IS NOT NULL AS made;
 SELECT test.is('is the id', a.name, a.id::text) FROM leasehold.agents AS a WHERE a.id = test.id('c nameless');
+-- an archived agent gets nothing new; what was parked for it is removed, what it uses goes on and is not parked
+SET ROLE regress_manager;
+SELECT leasehold.create_environment('c-reused', 'fake', '{"reuseLease": true}') IS NOT NULL AS made;
+SET ROLE regress_user;
+SELECT leasehold.start_run(test.id('c agent'), execution_workspace_id => test.id('c ws'), run_id => test.id('c run 1')) IS NOT NULL AND leasehold.start_run(test.id('c agent'), execution_workspace_id => test.id('c ws'), run_id => test.id('c run 2')) IS NOT NULL AS started;
+SELECT leasehold.request_lease('c-reused', run_id => test.id('c run 1'), lease_id => test.id('c parked')) IS NOT NULL AND leasehold.request_lease('c-reused', run_id => test.id('c run 2'), lease_id => test.id('c used')) IS NOT NULL AS requested;
+SELECT test.is('active', (leasehold.wait_for_lease(test.id('c parked'), '30 seconds')).status || (leasehold.wait_for_lease(test.id('c used'), '30 seconds')).status, 'activeactive');
+SELECT leasehold.finish_run(test.id('c run 1')) AS finished;
+SELECT test.eventually('parked', $$SELECT test.lease('c parked')$$, 'retained');
+SET ROLE regress_viewer;
+SELECT test.refused('not by everybody', $$SELECT leasehold.archive_agent(test.id('c agent'))$$, 'forbidden');
+SET ROLE regress_user;
+SELECT test.refused('nor one that is not there', $$SELECT leasehold.archive_agent(test.id('c nobody'))$$, 'agent_not_found');
+SELECT leasehold.archive_agent(test.id('c agent'));
+SELECT leasehold.archive_agent(test.id('c agent'));
+SELECT test.is('archived', a.status::text, 'archived') FROM leasehold.agents AS a WHERE a.id = test.id('c agent');
+SELECT test.refused('no lease', $$SELECT leasehold.request_lease('plain', agent_id => test.id('c agent'))$$, 'agent_not_found');
+SELECT test.refused('no run', $$SELECT leasehold.start_run(test.id('c agent'))$$, 'agent_not_found');
+SELECT test.eventually('what was parked is removed', $$SELECT test.lease('c parked')$$, 'expired');
+SELECT test.is('why', l.failure_reason, 'agent_archived') FROM leasehold.leases AS l WHERE l.id = test.id('c parked');
+SELECT test.is('what it uses goes on', test.lease('c used'), 'active');
+SELECT leasehold.finish_run(test.id('c run 2')) AS finished;
+SELECT test.eventually('and is not parked', $$SELECT test.lease('c used')$$, 'released');
+SELECT test.is('told', count(*), 2) FROM leasehold.audit_events AS e WHERE e.entity_id = test.id('c agent')::text AND e.action = 'agent.archived';
+SELECT leasehold.upsert_agent(test.id('c agent')) IS NOT NULL AS known;
+SELECT test.works('made known again, it is in use', $$SELECT leasehold.request_lease('plain', agent_id => test.id('c agent'))$$);
 -- an archived workspace can come back
 SELECT leasehold.upsert_execution_workspace(test.id('c ws'), status => 'archived') IS NOT NULL AS archived;
 SELECT test.refused('not for a lease', $$SELECT leasehold.request_lease('plain', execution_workspace_id => test.id('c ws'))$$, 'execution_workspace_not_found');

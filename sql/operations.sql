@@ -75,10 +75,14 @@ SELECT test.refused('nor a manager that way', $$SELECT leasehold.retry_lease(tes
 SELECT test.is('the hint says how', e.hint, 'A manager can let it out with release_quarantine(), which may end the worker again.') FROM test.error($$SELECT leasehold.retry_lease(test.id('o set aside'))$$) AS e;
 -- every call that is set aside is told, whatever it is about
 RESET ROLE;
+CREATE FUNCTION test.make_stray(resource text) RETURNS void LANGUAGE sql AS $$
+    INSERT INTO leasehold_internal.provider_resources (provider, provider_lease_id, company_id, stray_id, environment_id, config_version, generation, reason)
+    VALUES ('fake', resource, test.id('acme'), test.id(resource), test.id('acme plain'), 1, 1, 'no_lease') $$;
+SELECT test.make_stray('o stray 1'), test.make_stray('o stray 2');
 INSERT INTO leasehold_internal.calls (company_id, subject_id, slot, operation, provider, shard, state, crashes, due_at, payload)
-VALUES (test.id('acme'), test.id('o sweep'), 'op', 'reconcile', 'fake', leasehold_internal.shard_of(test.id('acme')), 'quarantined', 3, now() - interval '25 hours', '{}'),
-       (test.id('acme'), test.id('o stray 1'), 'op', 'destroy_stray', 'fake', leasehold_internal.shard_of(test.id('acme')), 'quarantined', 3, now() - interval '25 hours', '{"providerLeaseId": "x"}'),
-       (test.id('acme'), test.id('o stray 2'), 'op', 'destroy_stray', 'fake', leasehold_internal.shard_of(test.id('acme')), 'quarantined', 3, now() - interval '23 hours', '{"providerLeaseId": "y"}'),
+VALUES (test.id('acme'), test.id('o sweep'), 'sweep', 'reconcile', 'fake', leasehold_internal.shard_of(test.id('acme')), 'quarantined', 3, now() - interval '25 hours', '{}'),
+       (test.id('acme'), test.id('o stray 1'), 'op', 'destroy_stray', 'fake', leasehold_internal.shard_of(test.id('acme')), 'quarantined', 3, now() - interval '25 hours', NULL),
+       (test.id('acme'), test.id('o stray 2'), 'op', 'destroy_stray', 'fake', leasehold_internal.shard_of(test.id('acme')), 'quarantined', 3, now() - interval '23 hours', NULL),
        (leasehold_internal.no_company(), test.id('o plugin'), 'op', 'initialize', 'plugin:none', 0, 'quarantined', 3, now() - interval '25 hours', '{"plugin": "none"}');
 SET ROLE regress_admin;
 SELECT d.finding, d.what_to_do FROM leasehold.doctor() AS d WHERE d.code = 'call_quarantined' ORDER BY d.finding;
@@ -91,13 +95,14 @@ UPDATE leasehold_internal.calls AS c SET state = 'started', worker_epoch = -1 WH
 SELECT test.is('another crash', leasehold_internal.recover_calls(0, ARRAY[leasehold_internal.shard_of(test.id('acme'))], 3, true), 2);
 SELECT test.is('is one too many', count(*), 3) FROM leasehold_internal.calls AS c WHERE c.subject_id IN (test.id('o sweep'), test.id('o stray 1'), test.id('o stray 2')) AND c.state = 'quarantined';
 SELECT test.is('told as what they are', string_agg(e.action || ' ' || e.entity_type || ' ' || CASE e.entity_id WHEN test.id('o sweep')::text THEN 'o sweep' ELSE e.entity_id END, ', ' ORDER BY e.action),
-    'environment.stray_quarantined provider_resource x, environment.sweep_quarantined environment o sweep')
+    'environment.stray_quarantined provider_resource o stray 1, environment.sweep_quarantined environment o sweep')
   FROM leasehold.audit_events AS e WHERE e.action IN ('environment.stray_quarantined', 'environment.sweep_quarantined');
 -- an answer forgives; what it asks for is kept
 UPDATE leasehold_internal.calls AS c SET state = 'started', worker_epoch = -1 WHERE c.subject_id = test.id('o sweep');
 SELECT test.is('an answer', leasehold_internal.complete_reconcile(-1, test.id('acme'), test.id('o sweep'), 'throttled', NULL, NULL, 'later', 7200000, '1 hour'), 0);
 SELECT test.is('forgives', (c.state, c.crashes, c.due_at > now() + interval '119 minutes')::text, '(queued,0,t)') FROM leasehold_internal.calls AS c WHERE c.subject_id = test.id('o sweep');
 DELETE FROM leasehold_internal.calls AS c WHERE c.subject_id IN (test.id('o sweep'), test.id('o stray 1'), test.id('o stray 2'), test.id('o plugin'));
+DELETE FROM leasehold_internal.provider_resources AS r WHERE r.provider_lease_id LIKE 'o stray %';
 SELECT leasehold.resume_worker();
 SET ROLE regress_manager;
 SELECT leasehold.release_quarantine(test.id('o set aside'));
@@ -151,9 +156,6 @@ SELECT test.is('reading works', test.lease('o asked'), 'active');
 SELECT test.fails('not everybody decides', 'SELECT leasehold.takeover_installation()', '42501');
 RESET ROLE;
 -- resources of no lease; the dispatch table is of the place where it was
-CREATE FUNCTION test.make_stray(resource text) RETURNS void LANGUAGE sql AS $$
-    INSERT INTO leasehold_internal.provider_resources (provider, provider_lease_id, company_id, stray_id, environment_id, config_version, generation, reason)
-    VALUES ('fake', resource, test.id('acme'), test.id(resource), test.id('acme plain'), 1, 1, 'no_lease') $$;
 SELECT test.make_stray('o stray');
 SET ROLE regress_admin;
 SELECT test.is('it replaces the original: the next epoch', leasehold.takeover_installation(), 2);
@@ -208,7 +210,9 @@ SELECT test.is('told', string_agg(e.action, ', ' ORDER BY e.occurred_at), 'insta
 SELECT test.is('how many still have to end', leasehold.drain_installation(), 1);
 SET ROLE regress_manager;
 SELECT test.refused('nothing new', $$SELECT leasehold.request_lease('plain')$$, 'worker_unavailable');
-SELECT test.refused('nothing that is there already either', $$SELECT leasehold.import_lease('plain', 'sandbox://elsewhere/drained')$$, 'worker_unavailable');
+SET ROLE regress_admin;
+SELECT test.refused('nothing that is there already either', $$SELECT leasehold.import_lease('plain', 'sandbox://elsewhere/drained', company => 'acme')$$, 'worker_unavailable');
+SET ROLE regress_manager;
 SELECT test.eventually('it ends', $$SELECT test.lease('o new')$$, 'released');
 SET ROLE regress_admin;
 SELECT test.is('nothing is left', leasehold.drain_installation(), 0);

@@ -147,7 +147,7 @@ CREATE TEMP TABLE wanted_calls (function text PRIMARY KEY, groups text);
 INSERT INTO wanted_calls SELECT f, 'admin' FROM unnest(ARRAY['create_company', 'repair_members', 'register_plugin', 'update_plugin', 'enable_plugin', 'disable_plugin',
     'restart_plugin', 'unregister_plugin', 'allow_provider', 'disallow_provider', 'set_limit', 'approve_sweep', 'reset_breaker', 'pause_worker', 'resume_worker',
     'drain_installation', 'allow_host', 'takeover_installation', 'fork_installation', 'doctor', 'import_lease']) AS f;
-INSERT INTO wanted_calls SELECT f, 'app' FROM unnest(ARRAY['upsert_agent', 'upsert_project', 'upsert_routine', 'upsert_execution_workspace', 'upsert_issue',
+INSERT INTO wanted_calls SELECT f, 'app' FROM unnest(ARRAY['upsert_agent', 'archive_agent', 'upsert_project', 'upsert_routine', 'upsert_execution_workspace', 'upsert_issue',
     'create_environment', 'update_environment', 'archive_environment', 'delete_environment', 'request_lease', 'wait_for_lease', 'renew_lease', 'release_lease',
     'release_run_leases', 'destroy_reusable_leases', 'start_run', 'heartbeat', 'finish_run']) AS f;
 INSERT INTO wanted_calls SELECT f, 'admin app' FROM unnest(ARRAY['grant_company', 'destroy_lease', 'retry_lease', 'write_off_lease', 'release_quarantine']) AS f;
@@ -197,6 +197,7 @@ INSERT INTO wanted_levels (statement, level, admin) VALUES
     ($$leasehold.finish_run(test.id('m run'), company => 'acme')$$, 'user', '42501'),
     ($$leasehold.create_environment('m-new', 'fake', company => 'acme')$$, 'manager', '42501'),
     ($$leasehold.update_environment('plain', name => 'x', company => 'acme')$$, 'manager', '42501'),
+    ($$leasehold.archive_agent(test.id('m agent'), company => 'acme')$$, 'user', '42501'),
     ($$leasehold.archive_environment('plain', company => 'acme')$$, 'manager', '42501'),
     ($$leasehold.delete_environment('m-old', company => 'acme')$$, 'manager', '42501'),
     ($$leasehold.grant_company('acme', 'regress_nobody', 'viewer')$$, 'manager', 'ok'),

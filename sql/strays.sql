@@ -19,7 +19,7 @@ CREATE FUNCTION test.page(listed jsonb, next_cursor text DEFAULT NULL, outcome t
 BEGIN
     UPDATE leasehold_internal.calls AS c SET state = 'started', worker_epoch = -1, started_at = now() WHERE c.subject_id = test.id('swept');
     RETURN leasehold_internal.complete_reconcile(-1, test.id('acme'), test.id('swept'), outcome, listed::text, next_cursor,
-                                                 'the list is not to be had', '1 hour');
+                                                 'the list is not to be had', 0, '1 hour');
 END
 $$;
 CREATE FUNCTION test.sweep() RETURNS text LANGUAGE sql AS $$
@@ -95,15 +95,14 @@ SELECT test.is('and the stray is one still', test.stray('box 1'), 'a stray, no_l
 -- ... nor one that is imported while the removal is out
 UPDATE leasehold_internal.calls AS c SET state = 'started', worker_epoch = -1, started_at = now(), attempts = 1
   FROM leasehold_internal.provider_resources AS r WHERE r.provider_lease_id = 'box 1' AND c.subject_id = r.stray_id;
-SET ROLE regress_manager;
-SELECT test.refused('while it is being removed', $$SELECT leasehold.import_lease('swept', 'box 1')$$, 'import_refused');
+SET ROLE regress_admin;
+SELECT test.refused('while it is being removed', $$SELECT leasehold.import_lease('swept', 'box 1', company => 'acme')$$, 'import_refused');
 RESET ROLE;
 SELECT test.is('that changes nothing', test.stray('box 1'), 'a stray, no_lease, started; stray_found');
 -- the removal can be given up for a lease before
-SET ROLE regress_manager;
-SELECT test.is('before that it is taken over', leasehold.import_lease('swept', 'box 2', lease_id => test.id('spared')), test.id('spared'));
-SET ROLE regress_beta;
-SELECT test.refused('not by another company', $$SELECT leasehold.import_lease('plain', 'box 1')$$, 'import_refused');
+SET ROLE regress_admin;
+SELECT test.is('before that it is taken over', leasehold.import_lease('swept', 'box 2', lease_id => test.id('spared'), company => 'acme'), test.id('spared'));
+SELECT test.refused('not for another company', $$SELECT leasehold.import_lease('plain', 'box 1', company => 'beta')$$, 'import_refused');
 RESET ROLE;
 SELECT test.is('it is the lease''s', test.stray('box 2'), 'of a lease; stray_found');
 SELECT test.is('nobody is to remove it', count(*), 1) FROM leasehold_internal.calls AS c WHERE c.operation = 'destroy_stray';

@@ -210,7 +210,7 @@ BEGIN
            adapter_type = COALESCE(upsert_agent.adapter_type, a.adapter_type),
            env = COALESCE(upsert_agent.env, a.env),
            metadata = COALESCE(upsert_agent.metadata, a.metadata),
-           updated_at = pg_catalog.now()
+           status = 'active', updated_at = pg_catalog.now()
     RETURNING xmax = 0 INTO v_created;
     PERFORM leasehold_internal.record(v_company, CASE WHEN v_created THEN 'agent.created' ELSE 'agent.updated' END,
         'agent', upsert_agent.agent_id::text, agent_id => upsert_agent.agent_id);
@@ -218,7 +218,35 @@ BEGIN
 END
 $$;
 SELECT leasehold_internal.publish('leasehold_internal.upsert_agent', 'instant',
-    'makes an agent known or changes it', 'leasehold_app');
+    'makes an agent known or changes it; an archived one is in use again', 'leasehold_app');
+
+CREATE FUNCTION leasehold_internal.archive_agent(agent_id uuid, company text DEFAULT NULL) RETURNS void
+    LANGUAGE plpgsql VOLATILE AS $$
+#variable_conflict use_column
+DECLARE
+    v_company uuid := leasehold_internal.enter_company(archive_agent.company, 'user');
+BEGIN
+    UPDATE leasehold_internal.agents AS a SET status = 'archived', updated_at = pg_catalog.now()
+     WHERE a.company_id = v_company AND a.id = archive_agent.agent_id;
+    IF NOT FOUND THEN
+        PERFORM leasehold_internal.refuse('agent_not_found',
+            pg_catalog.format('agent %s does not exist', archive_agent.agent_id));
+    END IF;
+    PERFORM leasehold_internal.record(v_company, 'agent.archived', 'agent', archive_agent.agent_id::text,
+        agent_id => archive_agent.agent_id);
+    -- nobody could take its parked resources into use again; what is in use is not parked any more
+    PERFORM leasehold_internal.end_company_leases(v_company,
+        ARRAY(SELECT l.id FROM leasehold.leases AS l
+               WHERE l.company_id = v_company AND l.agent_id = archive_agent.agent_id
+                 AND l.status IN ('retained', 'releasing', 'pending_cleanup')),
+        'expired', 'delete', 'agent_archived');
+    UPDATE leasehold.leases AS l SET policy = 'ephemeral'
+     WHERE l.company_id = v_company AND l.agent_id = archive_agent.agent_id AND l.policy = 'reuse_by_environment'
+       AND l.status IN ('acquiring', 'active', 'resuming');
+END
+$$;
+SELECT leasehold_internal.publish('leasehold_internal.archive_agent', 'instant',
+    'stops new leases and runs of an agent and removes its parked resources; upsert_agent() undoes it', 'leasehold_app');
 
 CREATE FUNCTION leasehold_internal.upsert_project(
         project_id uuid, name text DEFAULT NULL, env jsonb DEFAULT NULL, metadata jsonb DEFAULT NULL,

@@ -48,10 +48,13 @@ BEGIN
                CASE c.operation WHEN 'initialize' THEN 'plugin' WHEN 'reconcile' THEN 'environment'
                                 WHEN 'destroy_stray' THEN 'provider_resource' ELSE 'environment_lease' END,
                CASE c.operation WHEN 'initialize' THEN c.payload ->> 'plugin'
-                                WHEN 'destroy_stray' THEN c.payload ->> 'providerLeaseId'
+                                WHEN 'destroy_stray' THEN COALESCE(r.provider_lease_id, c.subject_id::text)
                                 ELSE c.subject_id::text END,
                pg_catalog.jsonb_build_object('operation', c.operation, 'crashes', c.crashes)
-          FROM lost AS c WHERE c.state = 'quarantined'
+          FROM lost AS c
+          LEFT JOIN leasehold_internal.provider_resources AS r
+            ON c.operation = 'destroy_stray' AND r.company_id = c.company_id AND r.stray_id = c.subject_id
+         WHERE c.state = 'quarantined'
     )
     SELECT pg_catalog.count(*) INTO v_count FROM lost;
     RETURN v_count;

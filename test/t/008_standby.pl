@@ -60,7 +60,7 @@ subtest 'a standby' => sub {
 		q(release_run_leases(leasehold.new_id())), q(destroy_reusable_leases(leasehold.new_id())),
 		q(create_environment('other', 'box')),
 		q(update_environment('dev', name => 'x')), q(archive_environment('dev')), q(delete_environment('dev')),
-		q(upsert_agent(leasehold.new_id())), q(upsert_project(leasehold.new_id())), q(upsert_issue(leasehold.new_id())),
+		q(upsert_agent(leasehold.new_id())), q(archive_agent(leasehold.new_id())), q(upsert_project(leasehold.new_id())), q(upsert_issue(leasehold.new_id())),
 		q(upsert_routine(leasehold.new_id())), q(upsert_execution_workspace(leasehold.new_id())),
 		q(grant_company('acme', 'boss')), q(revoke_company('acme', 'alice')), q(accept_company('acme')))
 	{
