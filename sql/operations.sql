@@ -80,7 +80,7 @@ CREATE FUNCTION test.make_stray(resource text) RETURNS void LANGUAGE sql AS $$
     VALUES ('fake', resource, test.id('acme'), test.id(resource), test.id('acme plain'), 1, 1, 'no_lease') $$;
 SELECT test.make_stray('o stray 1'), test.make_stray('o stray 2');
 INSERT INTO leasehold_internal.calls (company_id, subject_id, slot, operation, provider, shard, state, crashes, due_at, payload)
-VALUES (test.id('acme'), test.id('o sweep'), 'sweep', 'reconcile', 'fake', leasehold_internal.shard_of(test.id('acme')), 'quarantined', 3, now() - interval '25 hours', '{}'),
+VALUES (test.id('acme'), test.id('acme plain'), 'sweep', 'reconcile', 'fake', leasehold_internal.shard_of(test.id('acme')), 'quarantined', 3, now() - interval '25 hours', '{}'),
        (test.id('acme'), test.id('o stray 1'), 'op', 'destroy_stray', 'fake', leasehold_internal.shard_of(test.id('acme')), 'quarantined', 3, now() - interval '25 hours', NULL),
        (test.id('acme'), test.id('o stray 2'), 'op', 'destroy_stray', 'fake', leasehold_internal.shard_of(test.id('acme')), 'quarantined', 3, now() - interval '23 hours', NULL),
        (leasehold_internal.no_company(), test.id('o plugin'), 'op', 'initialize', 'plugin:none', 0, 'quarantined', 3, now() - interval '25 hours', '{"plugin": "none"}');
@@ -90,18 +90,18 @@ SELECT d.finding, d.what_to_do FROM leasehold.doctor() AS d WHERE d.code = 'call
 RESET ROLE;
 SELECT leasehold_internal.housekeep('reconcile', ARRAY[leasehold_internal.shard_of(test.id('acme'))], 30, 30, 3600) AS more;
 SELECT test.is('a sweep, and what is old enough', string_agg((c.operation, c.state, c.crashes)::text, ' ' ORDER BY c.operation, c.state), '(destroy_stray,quarantined,3) (destroy_stray,queued,3) (reconcile,queued,3)')
-  FROM leasehold_internal.calls AS c WHERE c.subject_id IN (test.id('o sweep'), test.id('o stray 1'), test.id('o stray 2'));
-UPDATE leasehold_internal.calls AS c SET state = 'started', worker_epoch = -1 WHERE c.state = 'queued' AND c.subject_id IN (test.id('o sweep'), test.id('o stray 1'));
+  FROM leasehold_internal.calls AS c WHERE c.subject_id IN (test.id('acme plain'), test.id('o stray 1'), test.id('o stray 2'));
+UPDATE leasehold_internal.calls AS c SET state = 'started', worker_epoch = -1 WHERE c.state = 'queued' AND c.subject_id IN (test.id('acme plain'), test.id('o stray 1'));
 SELECT test.is('another crash', leasehold_internal.recover_calls(0, ARRAY[leasehold_internal.shard_of(test.id('acme'))], 3, true), 2);
-SELECT test.is('is one too many', count(*), 3) FROM leasehold_internal.calls AS c WHERE c.subject_id IN (test.id('o sweep'), test.id('o stray 1'), test.id('o stray 2')) AND c.state = 'quarantined';
-SELECT test.is('told as what they are', string_agg(e.action || ' ' || e.entity_type || ' ' || CASE e.entity_id WHEN test.id('o sweep')::text THEN 'o sweep' ELSE e.entity_id END, ', ' ORDER BY e.action),
+SELECT test.is('is one too many', count(*), 3) FROM leasehold_internal.calls AS c WHERE c.subject_id IN (test.id('acme plain'), test.id('o stray 1'), test.id('o stray 2')) AND c.state = 'quarantined';
+SELECT test.is('told as what they are', string_agg(e.action || ' ' || e.entity_type || ' ' || CASE e.entity_id WHEN test.id('acme plain')::text THEN 'o sweep' ELSE e.entity_id END, ', ' ORDER BY e.action),
     'environment.stray_quarantined provider_resource o stray 1, environment.sweep_quarantined environment o sweep')
   FROM leasehold.audit_events AS e WHERE e.action IN ('environment.stray_quarantined', 'environment.sweep_quarantined');
 -- an answer forgives; what it asks for is kept
-UPDATE leasehold_internal.calls AS c SET state = 'started', worker_epoch = -1 WHERE c.subject_id = test.id('o sweep');
-SELECT test.is('an answer', leasehold_internal.complete_reconcile(-1, test.id('acme'), test.id('o sweep'), 'throttled', NULL, NULL, 'later', 7200000, '1 hour'), 0);
-SELECT test.is('forgives', (c.state, c.crashes, c.due_at > now() + interval '119 minutes')::text, '(queued,0,t)') FROM leasehold_internal.calls AS c WHERE c.subject_id = test.id('o sweep');
-DELETE FROM leasehold_internal.calls AS c WHERE c.subject_id IN (test.id('o sweep'), test.id('o stray 1'), test.id('o stray 2'), test.id('o plugin'));
+UPDATE leasehold_internal.calls AS c SET state = 'started', worker_epoch = -1 WHERE c.subject_id = test.id('acme plain');
+SELECT test.is('an answer', leasehold_internal.complete_reconcile(-1, test.id('acme'), test.id('acme plain'), 'throttled', NULL, NULL, 'later', 7200000, '1 hour'), 0);
+SELECT test.is('forgives', (c.state, c.crashes, c.due_at > now() + interval '119 minutes')::text, '(queued,0,t)') FROM leasehold_internal.calls AS c WHERE c.subject_id = test.id('acme plain');
+DELETE FROM leasehold_internal.calls AS c WHERE c.subject_id IN (test.id('acme plain'), test.id('o stray 1'), test.id('o stray 2'), test.id('o plugin'));
 DELETE FROM leasehold_internal.provider_resources AS r WHERE r.provider_lease_id LIKE 'o stray %';
 SELECT leasehold.resume_worker();
 SET ROLE regress_manager;

@@ -114,7 +114,7 @@ DECLARE
     stray uuid := (SELECT r.stray_id FROM leasehold_internal.provider_resources AS r WHERE r.provider_lease_id = resource);
 BEGIN
     UPDATE leasehold_internal.calls AS c SET state = 'started', worker_epoch = -1, started_at = now(), attempts = 3 WHERE c.subject_id = stray;
-    PERFORM leasehold_internal.complete_strays(-1, ARRAY[test.id('acme')], ARRAY[stray], ARRAY[outcome], ARRAY['not now'], 20, 1000, 3);
+    PERFORM leasehold_internal.complete_strays(-1, ARRAY[test.id('acme')], ARRAY[stray], ARRAY[outcome], ARRAY['not now'], ARRAY[0]::bigint[], 20, 1000, 3);
     RETURN test.stray(resource);
 END
 $$;
@@ -151,7 +151,7 @@ SELECT test.is('removed', test.removal('box 1', 'gone'), 'nobody''s; stray_found
 INSERT INTO leasehold_internal.calls (company_id, subject_id, slot, operation, provider, shard, state, worker_epoch)
 VALUES (test.id('acme'), test.id('no stray'), 'op', 'destroy_stray', 'fake', 0, 'queued', NULL);
 SELECT test.is('nothing to send', (c.verdict, c.code, c.params)::text, '(failed,subject_gone,)') FROM leasehold_internal.claim_calls(-1, ARRAY[test.id('acme')], ARRAY[test.id('no stray')], ARRAY['op'], 30000) AS c;
-SELECT leasehold_internal.complete_strays(-1, ARRAY[test.id('acme')], ARRAY[test.id('no stray')], ARRAY['failed'], ARRAY['gone'], 20, 1000, 3);
+SELECT leasehold_internal.complete_strays(-1, ARRAY[test.id('acme')], ARRAY[test.id('no stray')], ARRAY['failed'], ARRAY['gone'], ARRAY[0]::bigint[], 20, 1000, 3);
 SELECT test.is('nothing is left to do', count(*), 0) FROM leasehold_internal.calls AS c WHERE c.operation = 'destroy_stray';
 
 -- A resume that is answered with another resource: both that and the parked one are removed.

@@ -148,7 +148,7 @@ subtest 'a stray that is wanted after all' => sub {
 	my $import;
 	# while a call is out that removes it, the import is refused
 	eventually {
-		my ($result, $said) = $node->outcome('alice', "SELECT leasehold.import_lease('dev', '$stray', company => 'acme')");
+		my ($result, $said) = $node->outcome('postgres', "SELECT leasehold.import_lease('dev', '$stray', company => 'acme')");
 		($import) = $said =~ /([0-9a-f-]{36})/ if $result eq 'ok';
 		$result eq 'ok'
 	} 'it is put under a lease';

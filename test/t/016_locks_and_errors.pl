@@ -376,7 +376,7 @@ subtest 'an environment that is being deleted' => sub {
 	$node->boss('SELECT leasehold.pause_worker()');
 	my $found = $provider->create(map({ $_ => $shown->{$_} } qw(installationId companyId environmentId)),
 		leaseId => '00000000-0000-4000-8000-000000000009', generation => 1);
-	$session = open_transaction('alice', "SELECT leasehold.import_lease('swept', '$found')");
+	$session = open_transaction('postgres', "SELECT leasehold.import_lease('swept', '$found', company => 'acme')");
 	$failed = failed_batches();
 	my $lists = sub { return scalar grep { $_->{params}{environmentId} eq $swept } $provider->requests(method => 'list') };
 	my $seen = $lists->();
