@@ -77,6 +77,52 @@ SELECT test.is('without limits it goes on', (leasehold.wait_for_lease(test.id('t
 SELECT test.is('given back', leasehold.release_lease(test.id(l)), 'releasing') FROM unnest(ARRAY['t2', 't5', 't6']) AS l;
 SELECT test.is('over', (leasehold.wait_for_lease(test.id(l), '30 seconds')).status, 'released') FROM unnest(ARRAY['t2', 't5', 't6']) AS l;
 
+-- Who waits for a limit of his own keeps no place from others: acme has used up
+-- its part, and has a long line; the installation has a place left for beta.
+SET ROLE regress_manager;
+SELECT leasehold.create_environment('line', 'fake') IS NOT NULL AS made;
+RESET ROLE;
+SELECT test.quiet();
+CREATE TEMP VIEW occupied AS SELECT l.company_id FROM leasehold.leases AS l WHERE l.status IN ('active', 'releasing', 'pending_cleanup', 'irrevocable');
+SELECT leasehold.set_limit('active_leases', count(*) + 1, company => 'acme') FROM occupied AS o WHERE o.company_id = test.id('acme');
+SELECT leasehold.set_limit('active_leases', count(*) + 2) FROM occupied AS o;
+SET ROLE regress_manager;
+SELECT leasehold.request_lease('line', lease_id => test.id('line 0')) = test.id('line 0') AS requested;
+SELECT test.is('the last of acme''s', (leasehold.wait_for_lease(test.id('line 0'), '30 seconds')).status, 'active');
+-- all at once
+SET ROLE regress_admin;
+SELECT leasehold.pause_worker('limits.sql');
+SET client_min_messages = error;
+SET ROLE regress_manager;
+SELECT count(leasehold.request_lease('line', lease_id => test.id('line ' || i))) AS requested FROM generate_series(1, 40) AS i;
+SET ROLE regress_beta;
+SELECT leasehold.request_lease('plain', lease_id => test.id('beta 1')) = test.id('beta 1') AS requested;
+RESET client_min_messages;
+SET ROLE regress_admin;
+SELECT leasehold.resume_worker();
+SET ROLE regress_beta;
+SELECT test.eventually('beta has its place', $$SELECT test.lease('beta 1')$$, 'active', '10 seconds');
+-- a place that becomes free goes to who can use it, whoever has waited longer
+SELECT leasehold.request_lease('plain', lease_id => test.id('beta 2')) = test.id('beta 2') AS requested;
+SELECT test.eventually('the installation is full', $$SELECT l.waiting_for FROM leasehold.leases AS l WHERE l.id = test.id('beta 2')$$, 'active_leases');
+SELECT test.is('a place becomes free', leasehold.release_lease(test.id('beta 1')), 'releasing');
+SELECT test.eventually('beta has it', $$SELECT test.lease('beta 2')$$, 'active', '10 seconds');
+-- acme's line goes on, oldest first
+SET ROLE regress_manager;
+SELECT test.is('nobody of it was let go', count(*), 40) FROM leasehold.leases AS l WHERE l.environment_id = (SELECT e.id FROM leasehold.environments AS e WHERE e.key = 'line') AND l.status = 'acquiring';
+SELECT test.is('acme gives one back', leasehold.release_lease(test.id('line 0')), 'releasing');
+SELECT test.eventually('the oldest has it', $$SELECT test.lease('line 1')$$, 'active');
+SELECT test.eventually('only that one', $$SELECT count(*)::text FROM leasehold.leases AS l WHERE l.waiting_for = 'active_leases'$$, '39');
+-- without limits nobody waits
+SET ROLE regress_admin;
+SELECT leasehold.set_limit('active_leases'), leasehold.set_limit('active_leases', company => 'acme');
+SET ROLE regress_manager;
+SELECT test.eventually('all come', $$SELECT count(*)::text FROM leasehold.leases AS l WHERE l.environment_id = (SELECT e.id FROM leasehold.environments AS e WHERE e.key = 'line') AND l.status = 'active'$$, '40');
+SELECT test.is('given back', count(leasehold.release_lease(test.id('line ' || i))), 40) FROM generate_series(1, 40) AS i;
+SELECT test.eventually('over', $$SELECT count(*)::text FROM leasehold.leases AS l WHERE l.environment_id = (SELECT e.id FROM leasehold.environments AS e WHERE e.key = 'line') AND l.status <> 'released'$$, '0');
+SET ROLE regress_beta;
+SELECT test.is('beta''s, too', leasehold.release_lease(test.id('beta 2')), 'releasing');
+
 -- What counts: not what is parked; but what cannot be removed.
 SET ROLE regress_admin;
 SELECT leasehold.set_limit('active_leases', 1, company => 'acme', environment => 'tight');

@@ -774,7 +774,7 @@ apply_lease_answers(Round *round, Call **calls, int *index, int count)
 	int			dims[1] = {count};
 	int			lower[1] = {1};
 	Datum		args[15];
-	int			ended = 0;
+	bool		any_ended = false;
 
 	for (int i = 0; i < count; i++)
 	{
@@ -822,7 +822,7 @@ apply_lease_answers(Round *round, Call **calls, int *index, int count)
 		char	   *applied = SPI_getvalue(row, desc, 3);
 
 		if (DatumGetBool(SPI_getbinval(row, desc, 4, &isnull)))
-			ended++;
+			any_ended = true;
 		for (int i = 0; i < count; i++)
 		{
 			/* rows come back in the order of the arrays, as a rule */
@@ -835,14 +835,9 @@ apply_lease_answers(Round *round, Call **calls, int *index, int count)
 			}
 		}
 	}
-	if (ended > 0 && plugins_limits_exist())
-	{
-		Datum		places = Int32GetDatum(ended);
-
-		if (SPI_execute_with_args("SELECT leasehold_internal.requeue_waiting(NULL, $1)", 1, (Oid[]) {INT4OID},
-								  &places, NULL, false, 1) != SPI_OK_SELECT)
-			elog(ERROR, "could not let requests go on");
-	}
+	if (any_ended && plugins_limits_exist() &&
+		SPI_execute("SELECT leasehold_internal.give_places(false)", false, 1) != SPI_OK_SELECT)
+		elog(ERROR, "could not let requests go on");
 }
 
 static void

@@ -181,6 +181,7 @@ CREATE TABLE leasehold_internal.calls (
     throttled    integer NOT NULL DEFAULT 0,
     crashes      integer NOT NULL DEFAULT 0,
     granted      boolean NOT NULL DEFAULT false,
+    held_by      text COLLATE "C",
     look_up      boolean NOT NULL DEFAULT false,
     worker_epoch bigint,
     started_at   timestamptz,
@@ -197,10 +198,11 @@ COMMENT ON COLUMN leasehold_internal.calls.shard IS 'Which of several workers it
 COMMENT ON COLUMN leasehold_internal.calls.throttled IS
     'How many of the attempts the provider told to come again: they make pauses longer, but are not failed tries';
 COMMENT ON COLUMN leasehold_internal.calls.granted IS 'The limits let the operation start; it counts against them';
+COMMENT ON COLUMN leasehold_internal.calls.held_by IS 'The limit that had no place for the request: see limit_key()';
 COMMENT ON COLUMN leasehold_internal.calls.look_up IS 'An earlier try has an unknown outcome: look for its result first';
 -- by time alone: one worker has all shards, and several pass over each other's rows
 CREATE INDEX calls_due ON leasehold_internal.calls (due_at) WHERE state = 'queued';
-CREATE INDEX calls_not_due ON leasehold_internal.calls (state, company_id) WHERE state <> 'queued';
+CREATE INDEX calls_not_due ON leasehold_internal.calls (state, held_by, queued_at) WHERE state <> 'queued';
 SELECT leasehold_internal.protect('leasehold_internal.calls', 'viewer');
 
 CREATE FUNCTION leasehold_internal.wake() RETURNS trigger

@@ -276,82 +276,144 @@ CREATE TABLE leasehold_internal.grant_lock (
 COMMENT ON TABLE leasehold_internal.grant_lock IS 'One row, locked by the worker that grants places under limits';
 INSERT INTO leasehold_internal.grant_lock VALUES (true);
 
--- Decides which of these requests may start under the limits.  Whoever starts
--- something where a limit holds takes one lock, so that two cannot take the
--- last place; where there are no limits this is never called.
-CREATE FUNCTION leasehold_internal.grant_starts(company_ids uuid[], subject_ids uuid[]) RETURNS void
-    LANGUAGE plpgsql VOLATILE AS $$
-#variable_conflict use_column
-BEGIN
-    PERFORM FROM leasehold_internal.grant_lock FOR UPDATE;
-    DELETE FROM leasehold_internal.lease_starts AS s WHERE s.started_at < pg_catalog.clock_timestamp() - interval '1 minute';
+-- A limit's name in calls.held_by.
+CREATE FUNCTION leasehold_internal.limit_key(a_limit leasehold.limits) RETURNS text
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN (a_limit).company_id::text || '/' || (a_limit).name || '/' || (a_limit).environment_id::text || '/' || (a_limit).provider;
+COMMENT ON FUNCTION leasehold_internal.limit_key(leasehold.limits) IS 'Names a limit for those who wait for it';
 
-    WITH candidate AS (
-        SELECT c.company_id, c.subject_id, c.queued_at, l.environment_id, c.provider, l.acquire_by, l.fail_on_limit
+-- How many more starts a limit allows.
+CREATE FUNCTION leasehold_internal.room_of_limit(a_limit leasehold.limits) RETURNS bigint
+    LANGUAGE sql VOLATILE AS $$
+    SELECT (a_limit).value - CASE (a_limit).name
+        WHEN 'active_leases' THEN
+            leasehold_internal.occupied_slots((a_limit).company_id, (a_limit).environment_id, (a_limit).provider)
+        ELSE (SELECT pg_catalog.count(*) FROM leasehold_internal.lease_starts AS s
+               WHERE (a_limit).company_id IN (s.company_id, leasehold_internal.no_company())
+                 AND (a_limit).environment_id IN (s.environment_id, leasehold_internal.no_company())
+                 AND (a_limit).provider IN (s.provider, '')) END
+$$;
+COMMENT ON FUNCTION leasehold_internal.room_of_limit(leasehold.limits) IS 'How many more starts a limit allows; below zero after it was lowered';
+
+-- Goes through requests, oldest first, and gives each a place in every limit
+-- that holds for it, or in none: who must wait for one limit takes no place that
+-- another needs.  held_by is the limit that has no place for it, NULL if all have.
+CREATE FUNCTION leasehold_internal.fit_limits(company_ids uuid[], subject_ids uuid[])
+    RETURNS TABLE (company_id uuid, subject_id uuid, environment_id uuid, provider text, acquire_by timestamptz,
+                   fails boolean, name text, held_by text)
+    LANGUAGE plpgsql VOLATILE ROWS 100 AS $$
+#variable_conflict use_column
+DECLARE
+    v_limits  leasehold.limits[];
+    v_room    bigint[];
+    v_request record;
+    v_full    integer;
+BEGIN
+    SELECT pg_catalog.array_agg(m), pg_catalog.array_agg(leasehold_internal.room_of_limit(m)) INTO v_limits, v_room
+      FROM leasehold.limits AS m
+     WHERE m.name IN ('active_leases', 'lease_starts_per_minute')
+       AND EXISTS (SELECT FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids)) AS w (company_id, subject_id)
+                     JOIN leasehold.leases AS l ON l.company_id = w.company_id AND l.id = w.subject_id
+                    WHERE m.company_id IN (l.company_id, leasehold_internal.no_company())
+                      AND m.environment_id IN (l.environment_id, leasehold_internal.no_company())
+                      AND m.provider IN (l.provider, ''));
+
+    FOR v_request IN
+        SELECT c.company_id, c.subject_id, l.environment_id, c.provider::text AS provider, l.acquire_by, l.fail_on_limit,
+               ARRAY(SELECT u.nr::integer
+                       FROM pg_catalog.unnest(v_limits) WITH ORDINALITY
+                            AS u (company_id, name, environment_id, provider, value, updated_at, nr)
+                      WHERE u.company_id IN (l.company_id, leasehold_internal.no_company())
+                        AND u.environment_id IN (l.environment_id, leasehold_internal.no_company())
+                        AND u.provider IN (l.provider, '')) AS limits
           FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids)) AS w (company_id, subject_id)
          CROSS JOIN LATERAL (SELECT * FROM leasehold_internal.calls AS x
                               WHERE x.company_id = w.company_id AND x.subject_id = w.subject_id AND x.slot = 'op'
                                 FOR UPDATE SKIP LOCKED) AS c
           JOIN leasehold.leases AS l ON l.company_id = c.company_id AND l.id = c.subject_id
-         WHERE c.operation IN ('acquire', 'resume') AND c.state = 'queued' AND NOT c.granted
-           AND c.due_at <= pg_catalog.clock_timestamp()
-    ), room AS (
-        SELECT m.*, m.value - CASE m.name
-                   WHEN 'active_leases' THEN leasehold_internal.occupied_slots(m.company_id, m.environment_id, m.provider)
-                   ELSE (SELECT pg_catalog.count(*) FROM leasehold_internal.lease_starts AS s
-                          WHERE (m.company_id = leasehold_internal.no_company() OR s.company_id = m.company_id)
-                            AND (m.environment_id = leasehold_internal.no_company() OR s.environment_id = m.environment_id)
-                            AND (m.provider = '' OR s.provider = m.provider)) END AS free
-          FROM leasehold.limits AS m WHERE m.name IN ('active_leases', 'lease_starts_per_minute')
-    ), ranked AS (
-        SELECT c.company_id, c.subject_id, c.acquire_by, c.fail_on_limit, r.name, r.free,
-               pg_catalog.row_number() OVER (PARTITION BY r.company_id, r.name, r.environment_id, r.provider
-                                             ORDER BY c.queued_at, c.subject_id) AS place
-          FROM candidate AS c
-          JOIN room AS r ON r.company_id IN (c.company_id, leasehold_internal.no_company())
-                        AND r.environment_id IN (c.environment_id, leasehold_internal.no_company())
-                        AND r.provider IN (c.provider, '')
-    ), blocked AS (
-        SELECT r.company_id, r.subject_id, pg_catalog.min(r.acquire_by) AS acquire_by, pg_catalog.min(r.name) AS name,
-               pg_catalog.bool_or(r.fail_on_limit) AS fail
-          FROM ranked AS r WHERE r.place > r.free GROUP BY 1, 2
+         WHERE c.operation IN ('acquire', 'resume') AND NOT c.granted
+           AND (c.state = 'waiting' OR c.state = 'queued' AND c.due_at <= pg_catalog.clock_timestamp())
+         ORDER BY c.queued_at, c.subject_id
+    LOOP
+        SELECT u.nr INTO v_full FROM pg_catalog.unnest(v_request.limits) AS u (nr) WHERE v_room[u.nr] <= 0 LIMIT 1;
+        IF v_full IS NULL THEN
+            FOR i IN 1 .. pg_catalog.cardinality(v_request.limits) LOOP
+                v_room[v_request.limits[i]] := v_room[v_request.limits[i]] - 1;
+            END LOOP;
+        END IF;
+        company_id := v_request.company_id;
+        subject_id := v_request.subject_id;
+        environment_id := v_request.environment_id;
+        provider := v_request.provider;
+        acquire_by := v_request.acquire_by;
+        fails := v_request.fail_on_limit;
+        name := (v_limits[v_full]).name;
+        held_by := leasehold_internal.limit_key(v_limits[v_full]);
+        RETURN NEXT;
+    END LOOP;
+END
+$$;
+COMMENT ON FUNCTION leasehold_internal.fit_limits(uuid[], uuid[]) IS
+    'Says for each of these requests whether the limits have a place for it, oldest first';
+
+-- Lets those of these requests start for which the limits have a place, and has
+-- the others wait; returns for how many that is news.  Whoever starts something
+-- where a limit holds takes one lock, so that two cannot take the last place;
+-- where there are no limits this is never called.
+CREATE FUNCTION leasehold_internal.grant_starts(company_ids uuid[], subject_ids uuid[]) RETURNS integer
+    LANGUAGE plpgsql VOLATILE AS $$
+#variable_conflict use_column
+DECLARE
+    v_count integer;
+BEGIN
+    PERFORM FROM leasehold_internal.grant_lock FOR UPDATE;
+    DELETE FROM leasehold_internal.lease_starts AS s WHERE s.started_at < pg_catalog.clock_timestamp() - interval '1 minute';
+
+    WITH fitted AS MATERIALIZED (
+        SELECT * FROM leasehold_internal.fit_limits(company_ids, subject_ids)
     ), waiting AS (
         -- a limit of starts makes room by itself; the others when a lease ends
         UPDATE leasehold_internal.calls AS c
-           SET state = CASE WHEN b.fail OR b.name = 'lease_starts_per_minute' THEN 'queued' ELSE 'waiting' END,
-               due_at = CASE WHEN b.fail THEN c.due_at ELSE pg_catalog.clock_timestamp() + interval '1 second' END,
-               payload = CASE WHEN b.fail THEN pg_catalog.jsonb_build_object('limit', b.name) END
-          FROM blocked AS b
-         WHERE c.company_id = b.company_id AND c.subject_id = b.subject_id AND c.slot = 'op'
+           SET state = CASE WHEN b.fails OR b.name = 'lease_starts_per_minute' THEN 'queued' ELSE 'waiting' END,
+               due_at = CASE WHEN b.fails THEN c.due_at ELSE pg_catalog.clock_timestamp() + interval '1 second' END,
+               payload = CASE WHEN b.fails THEN pg_catalog.jsonb_build_object('limit', b.name) END,
+               held_by = b.held_by
+          FROM fitted AS b
+         WHERE b.held_by IS NOT NULL AND c.company_id = b.company_id AND c.subject_id = b.subject_id AND c.slot = 'op'
+           AND NOT (c.state = 'waiting' AND c.held_by = b.held_by)
+        RETURNING 1
     ), deadline AS (
         INSERT INTO leasehold_internal.calls AS c (company_id, subject_id, slot, operation, shard, due_at)
         SELECT b.company_id, b.subject_id, 'timer', 'lease_deadline', leasehold_internal.shard_of(b.company_id), b.acquire_by
-          FROM blocked AS b
+          FROM fitted AS b WHERE b.held_by IS NOT NULL
         ON CONFLICT DO NOTHING
     ), granted AS (
-        UPDATE leasehold_internal.calls AS c SET granted = true
-          FROM candidate AS k
-         WHERE c.company_id = k.company_id AND c.subject_id = k.subject_id AND c.slot = 'op'
-           AND NOT EXISTS (SELECT FROM blocked AS b WHERE b.company_id = k.company_id AND b.subject_id = k.subject_id)
+        UPDATE leasehold_internal.calls AS c
+           SET granted = true, held_by = NULL, state = 'queued',
+               due_at = CASE c.state WHEN 'waiting' THEN pg_catalog.clock_timestamp() ELSE c.due_at END
+          FROM fitted AS k
+         WHERE k.held_by IS NULL AND c.company_id = k.company_id AND c.subject_id = k.subject_id AND c.slot = 'op'
         RETURNING c.company_id, c.subject_id, k.environment_id, c.provider
     ), start AS (
         INSERT INTO leasehold_internal.lease_starts (company_id, started_at, lease_id, environment_id, provider)
         SELECT g.company_id, pg_catalog.clock_timestamp(), g.subject_id, g.environment_id, g.provider
           FROM granted AS g
          WHERE EXISTS (SELECT FROM leasehold.limits AS m WHERE m.name = 'lease_starts_per_minute')
+    ), lease AS (
+        UPDATE leasehold.leases AS l SET waiting_for = n.name
+          FROM (SELECT t.company_id, t.id, f.name
+                  FROM leasehold.leases AS t
+                  JOIN fitted AS f ON t.company_id = f.company_id AND t.id = f.subject_id
+                 WHERE t.waiting_for IS DISTINCT FROM f.name
+                   FOR NO KEY UPDATE OF t SKIP LOCKED) AS n
+         WHERE l.company_id = n.company_id AND l.id = n.id
     )
-    UPDATE leasehold.leases AS l SET waiting_for = n.name
-      FROM (SELECT t.company_id, t.id, b.name
-              FROM leasehold.leases AS t
-              JOIN (SELECT b.company_id, b.subject_id, b.name FROM blocked AS b
-                    UNION ALL SELECT g.company_id, g.subject_id, NULL FROM granted AS g) AS b
-                ON t.company_id = b.company_id AND t.id = b.subject_id
-             WHERE t.waiting_for IS DISTINCT FROM b.name
-               FOR NO KEY UPDATE OF t SKIP LOCKED) AS n
-     WHERE l.company_id = n.company_id AND l.id = n.id;
+    SELECT (SELECT pg_catalog.count(*) FROM waiting) + (SELECT pg_catalog.count(*) FROM granted) INTO v_count;
+    RETURN v_count;
 END
 $$;
-COMMENT ON FUNCTION leasehold_internal.grant_starts(uuid[], uuid[]) IS 'Decides which requests may start under the limits';
+COMMENT ON FUNCTION leasehold_internal.grant_starts(uuid[], uuid[]) IS
+    'Decides which requests may start under the limits; returns how many were let go or have another limit to wait for';
 
 -- Leases that count against the limit active_leases: those for which something
 -- is, or may be, held at a provider.  Parked ones do not count.  It counts for
@@ -396,26 +458,46 @@ $$;
 COMMENT ON FUNCTION leasehold_internal.require_free_slot(uuid, uuid, text) IS
     'Refuses a request if the limit active_leases plainly leaves no place for it';
 
--- Lets requests that wait for a place try again: as many as places may have
--- become free, oldest first, and some more, since each may wait for another limit.
--- For workers only: the lock makes sure that a request which another worker
--- finds no place for at this moment is either seen here, or sees the place.
-CREATE FUNCTION leasehold_internal.requeue_waiting(company_id uuid DEFAULT NULL, places integer DEFAULT 1) RETURNS void
+-- Gives places that have become free to those who wait for them, each limit's
+-- oldest first.  One who finds that another limit is full goes over to that one's,
+-- and the next is asked.  A limit that is gone holds nobody: with limits_changed
+-- that is looked for, too.  For workers only: the lock makes sure that a request
+-- which another worker finds no place for at this moment is either seen here, or
+-- sees the place.
+CREATE FUNCTION leasehold_internal.give_places(limits_changed boolean) RETURNS void
     LANGUAGE plpgsql VOLATILE AS $$
 #variable_conflict use_column
+DECLARE
+    v_companies uuid[];
+    v_subjects  uuid[];
 BEGIN
     PERFORM FROM leasehold_internal.grant_lock FOR UPDATE;
-    UPDATE leasehold_internal.calls AS c
-       SET state = 'queued', due_at = pg_catalog.clock_timestamp()
-      FROM (SELECT w.company_id, w.subject_id FROM leasehold_internal.calls AS w
-             WHERE w.state = 'waiting'
-               AND (requeue_waiting.company_id IS NULL OR w.company_id = requeue_waiting.company_id)
-             ORDER BY w.queued_at LIMIT places + 32
-               FOR UPDATE SKIP LOCKED) AS n
-     WHERE c.company_id = n.company_id AND c.subject_id = n.subject_id AND c.slot = 'op';
+    LOOP
+        SELECT pg_catalog.array_agg(w.company_id), pg_catalog.array_agg(w.subject_id) INTO v_companies, v_subjects
+          FROM (SELECT leasehold_internal.limit_key(m) AS key, leasehold_internal.room_of_limit(m) AS room
+                  FROM leasehold.limits AS m
+                 WHERE m.name = 'active_leases'
+                   AND EXISTS (SELECT FROM leasehold_internal.calls AS x
+                                WHERE x.state = 'waiting' AND x.held_by = leasehold_internal.limit_key(m))
+                OFFSET 0) AS r
+         CROSS JOIN LATERAL (SELECT x.company_id, x.subject_id FROM leasehold_internal.calls AS x
+                              WHERE x.state = 'waiting' AND x.held_by = r.key
+                              ORDER BY x.queued_at LIMIT LEAST(GREATEST(r.room, 0), 500)
+                                FOR UPDATE SKIP LOCKED) AS w;
+        EXIT WHEN v_companies IS NULL OR leasehold_internal.grant_starts(v_companies, v_subjects) = 0;
+    END LOOP;
+    WHILE limits_changed LOOP
+        SELECT pg_catalog.array_agg(w.company_id), pg_catalog.array_agg(w.subject_id) INTO v_companies, v_subjects
+          FROM (SELECT x.company_id, x.subject_id FROM leasehold_internal.calls AS x
+                 WHERE x.state = 'waiting'
+                   AND NOT EXISTS (SELECT FROM leasehold.limits AS m WHERE leasehold_internal.limit_key(m) = x.held_by)
+                 ORDER BY x.queued_at LIMIT 500
+                   FOR UPDATE SKIP LOCKED) AS w;
+        EXIT WHEN v_companies IS NULL OR leasehold_internal.grant_starts(v_companies, v_subjects) = 0;
+    END LOOP;
 END
 $$;
-COMMENT ON FUNCTION leasehold_internal.requeue_waiting(uuid, integer) IS 'Lets requests that wait for a place try again';
+COMMENT ON FUNCTION leasehold_internal.give_places(boolean) IS 'Gives places that have become free to those who wait for them';
 
 -- Has a worker do that once the transaction has committed.  Users do not do it
 -- themselves: a worker that is just finding no place for a request would not be

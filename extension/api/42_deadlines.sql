@@ -82,7 +82,7 @@ BEGIN
     )
     SELECT pg_catalog.bool_or(g.operation = 'places') INTO v_places FROM gone AS g;
     IF v_places THEN
-        PERFORM leasehold_internal.requeue_waiting(NULL, 100000);
+        PERFORM leasehold_internal.give_places(limits_changed => true);
     END IF;
 
     RETURN QUERY SELECT * FROM ROWS FROM (pg_catalog.unnest(v_company), pg_catalog.unnest(v_subject));

@@ -496,7 +496,7 @@ BEGIN
         GET DIAGNOSTICS v_count = ROW_COUNT;
         RETURN v_count = 1000;
     WHEN 'places' THEN
-        PERFORM leasehold_internal.requeue_waiting(NULL, 1000);
+        PERFORM leasehold_internal.give_places(limits_changed => true);
     WHEN 'takeover' THEN
         -- what recover_calls() had to leave, as somebody had it locked
         PERFORM leasehold_internal.take_over_calls(

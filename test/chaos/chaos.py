@@ -137,13 +137,15 @@ class Server:
         connection.autocommit = True
         return connection
 
-    def connect_patiently(self):
-        """For the reckoning: the last kill may just have been."""
-        deadline = time.monotonic() + 60
+    def query_patiently(self, sql):
+        """For the reckoning: the last kill may just have been, and take the connection with it."""
+        deadline = time.monotonic() + 120
         while True:
             try:
-                return self.connect()
-            except psycopg2.OperationalError:
+                with self.connect() as connection, connection.cursor() as cursor:
+                    cursor.execute(sql)
+                    return cursor.fetchall()
+            except (psycopg2.OperationalError, psycopg2.InterfaceError):
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.1)
@@ -307,12 +309,9 @@ def settle(server, tap):
     deadline = time.monotonic() + PATIENCE_S
     pending = None
     while time.monotonic() < deadline:
-        with server.connect_patiently() as connection, connection.cursor() as cursor:
-            cursor.execute("SELECT status, count(*) FROM leasehold.leases WHERE status NOT IN"
-                           " ('released', 'expired', 'failed', 'irrevocable') GROUP BY 1")
-            pending = cursor.fetchall()
-            cursor.execute("SELECT count(*) FROM leasehold_internal.calls WHERE operation = 'destroy_stray'")
-            strays = cursor.fetchone()[0]
+        pending = rows(server, "SELECT status, count(*) FROM leasehold.leases WHERE status NOT IN"
+                       " ('released', 'expired', 'failed', 'irrevocable') GROUP BY 1")
+        strays = rows(server, "SELECT count(*) FROM leasehold_internal.calls WHERE operation = 'destroy_stray'")[0][0]
         if not pending and not strays:
             return True
         time.sleep(0.3)
@@ -321,9 +320,7 @@ def settle(server, tap):
 
 
 def rows(server, sql):
-    with server.connect_patiently() as connection, connection.cursor() as cursor:
-        cursor.execute(sql)
-        return cursor.fetchall()
+    return server.query_patiently(sql)
 
 
 def check_rows_and_events(server, tap, clients):
