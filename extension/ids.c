@@ -22,7 +22,6 @@ PG_FUNCTION_INFO_V1(leasehold_random_bytes);
 #define RANDOM_AT_ONCE	512		/* asking for 8 bytes costs as much as for these */
 
 static uint64 ids_next_tick(void);
-
 static void ids_take_random(uint8 *bytes);
 
 Datum

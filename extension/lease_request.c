@@ -151,7 +151,7 @@ refuse_or_rethrow(MemoryContext context)
 				 errmsg("a lease of this id already exists")));
 	}
 	if (error->sqlerrcode == ERRCODE_FOREIGN_KEY_VIOLATION && error->constraint_name != NULL &&
-		strcmp(error->constraint_name, "leases_company_id_environment_id_fkey") == 0)
+		strcmp(error->constraint_name, "leases_environment") == 0)
 	{
 		FlushErrorState();
 		ereport(ERROR,

@@ -16,6 +16,7 @@
 #include "catalog/partition.h"
 #include "commands/trigger.h"
 #include "executor/executor.h"
+#include "miscadmin.h"
 #include "optimizer/optimizer.h"
 #include "partitioning/partbounds.h"
 #include "partitioning/partdesc.h"
@@ -59,8 +60,10 @@ static void definition_changed(Datum arg, Oid relid);
 EState *
 row_insert_begin(void)
 {
-	EState	   *estate = CreateExecutorState();
+	EState	   *estate;
 
+	PreventCommandIfReadOnly("INSERT");
+	estate = CreateExecutorState();
 	estate->es_output_cid = GetCurrentCommandId(true);
 	AfterTriggerBeginQuery();
 	return estate;

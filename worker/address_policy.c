@@ -137,7 +137,7 @@ policy_same_origin(const char *url, const char *origin)
 	Origin		other;
 	const char *rest;
 
-	if (policy_url_problem(origin) != NULL)
+	if (policy_url_problem(url) != NULL || policy_url_problem(origin) != NULL)
 		return false;
 	read_origin(url, &one);
 	rest = read_origin(origin, &other);

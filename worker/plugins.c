@@ -37,7 +37,6 @@ static MemoryContext old_context = NULL;	/* calls that are out may point into it
 static HTAB *plugins = NULL;
 static uint64 changes = 1;		/* of what is read here */
 static uint64 changes_seen = 0; /* as many as were made before it was read */
-static bool limits_exist = false;
 static Oid	watched[4];			/* plugins, providers, limits, companies */
 
 static void note_change(Datum arg, Oid relid);
@@ -166,17 +165,12 @@ read_networks(Plugin *plugin, char *text, MemoryContext context)
 	}
 }
 
-/* What call_limits.c goes by, and whether there are limits of leases. */
+/* What call_limits.c goes by. */
 static void
 read_limits(void)
 {
-	bool		exist;
 	bool		several_companies;
 
-	if (SPI_execute("SELECT FROM leasehold.limits AS l WHERE l.name IN ('active_leases', 'lease_starts_per_minute')",
-					true, 1) != SPI_OK_SELECT)
-		elog(ERROR, "could not read the limits");
-	exist = SPI_processed > 0;
 	if (SPI_execute("SELECT FROM leasehold.companies AS c WHERE c.status = 'active'", true, 2) != SPI_OK_SELECT)
 		elog(ERROR, "could not count the companies");
 	several_companies = SPI_processed > 1;
@@ -185,7 +179,6 @@ read_limits(void)
 					true, 0) != SPI_OK_SELECT)
 		elog(ERROR, "could not read the limits");
 
-	limits_exist = exist;
 	call_limits_reset(worker.capacity, several_companies);
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
@@ -197,12 +190,6 @@ read_limits(void)
 						DatumGetInt64(SPI_getbinval(row, desc, 3, &isnull)));
 	}
 	queue_limits_changed();
-}
-
-bool
-plugins_limits_exist(void)
-{
-	return limits_exist;
 }
 
 const Plugin *

@@ -37,9 +37,6 @@ extern void plugins_forget(void);
  */
 extern bool plugin_is_current(const char *key, TransactionId row);
 
-/* Whether any limit holds that a lease may wait for. */
-extern bool plugins_limits_exist(void);
-
 /* NULL if there is no such plugin. */
 extern const Plugin *plugin_find(const char *key);
 

@@ -758,6 +758,7 @@ static void
 apply_lease_answers(Round *round, Call **calls, int *index, int count)
 {
 	static SPIPlanPtr plan = NULL;
+	static SPIPlanPtr places_plan = NULL;
 	static const Oid types[] = {INT8OID, UUIDARRAYOID, UUIDARRAYOID, INT4ARRAYOID, TEXTARRAYOID, TEXTARRAYOID,
 		TEXTARRAYOID, TIMESTAMPTZARRAYOID, TEXTARRAYOID, TEXTARRAYOID, INT8ARRAYOID,
 	INT4OID, INT4OID, INT4OID, INT4OID};
@@ -818,6 +819,7 @@ apply_lease_answers(Round *round, Call **calls, int *index, int count)
 		HeapTuple	row = SPI_tuptable->vals[r];
 		TupleDesc	desc = SPI_tuptable->tupdesc;
 		bool		isnull;
+		pg_uuid_t  *company = DatumGetUUIDP(SPI_getbinval(row, desc, 1, &isnull));
 		pg_uuid_t  *subject = DatumGetUUIDP(SPI_getbinval(row, desc, 2, &isnull));
 		char	   *applied = SPI_getvalue(row, desc, 3);
 
@@ -828,15 +830,19 @@ apply_lease_answers(Round *round, Call **calls, int *index, int count)
 			/* rows come back in the order of the arrays, as a rule */
 			int			at = (int) ((r + i) % count);
 
-			if (memcmp(&keys[at].subject, subject, UUID_LEN) == 0)
+			if (memcmp(&keys[at].subject, subject, UUID_LEN) == 0 &&
+				memcmp(&keys[at].company, company, UUID_LEN) == 0)
 			{
 				round->applied[index[at]] = applied[0];
 				break;
 			}
 		}
 	}
-	if (any_ended && plugins_limits_exist() &&
-		SPI_execute("SELECT leasehold_internal.give_places(false)", false, 1) != SPI_OK_SELECT)
+	/* asked anew: the first limit may have been set a moment ago */
+	if (any_ended &&
+		SPI_execute_plan(prepared(&places_plan, "SELECT leasehold_internal.give_places(false)"
+								  " WHERE EXISTS (SELECT FROM leasehold.limits)", 0, NULL),
+						 NULL, NULL, false, 1) != SPI_OK_SELECT)
 		elog(ERROR, "could not let requests go on");
 }
 

@@ -303,7 +303,8 @@ worker_loop(void)
 
 	for (;;)
 	{
-		TimestampTz now = GetCurrentTimestamp();
+		TimestampTz now;
+		int64		steady;
 		TimestampTz answers_at;
 		bool		woken;
 		bool		check;
@@ -324,7 +325,14 @@ worker_loop(void)
 			installation_look_again();
 			next_check = next_housekeeping = 0;
 		}
-		if (clock_was_set_back(&clock, now, event_loop_clock()))
+
+		/*
+		 * the steady clock first: a pause in between looks like a jump
+		 * forward
+		 */
+		steady = event_loop_clock();
+		now = GetCurrentTimestamp();
+		if (clock_was_set_back(&clock, now, steady))
 		{
 			ereport(LOG, (errmsg("leasehold: the clock was set back")));
 			round_clock_set_back(now);

@@ -216,7 +216,7 @@ BEGIN
         PERFORM leasehold_internal.refuse('member_not_found',
             pg_catalog.format('role "%s" is not a member of the company', pg_catalog.left(from_role, 63)));
     END IF;
-    -- first the event: who ends its own membership may write none afterwards
+    -- first the event: afterwards the actor whom the role asserts is not its to assert
     PERFORM leasehold_internal.record(v_company, 'company.member_revoked', 'company_member', from_role);
     DELETE FROM leasehold.company_members AS m WHERE m.company_id = v_company AND m.role_name = from_role::name;
 END

@@ -52,7 +52,7 @@ SELECT leasehold_internal.protect('leasehold.provider_access', 'viewer');
 -- Plugins and providers tell workers when they change.
 CREATE FUNCTION leasehold_internal.plugins_changed() RETURNS trigger
     LANGUAGE c AS 'MODULE_PATHNAME', 'leasehold_relation_changed';
-COMMENT ON FUNCTION leasehold_internal.plugins_changed() IS 'Tells workers to read plugins, providers and limits again';
+COMMENT ON FUNCTION leasehold_internal.plugins_changed() IS 'Has workers and sessions read again what they keep of the table';
 CREATE TRIGGER plugins_changed AFTER INSERT OR UPDATE OR DELETE ON leasehold.plugins
     FOR EACH STATEMENT EXECUTE FUNCTION leasehold_internal.plugins_changed();
 CREATE TRIGGER plugins_changed AFTER INSERT OR UPDATE OR DELETE ON leasehold.providers

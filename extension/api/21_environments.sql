@@ -47,6 +47,15 @@ CREATE VIEW leasehold.environments WITH (security_barrier) AS
 COMMENT ON VIEW leasehold.environments IS
     'Environments; config, env_vars and metadata are shown from level user on';
 
+CREATE FUNCTION leasehold_internal.refuse_unknown_environment(environment text) RETURNS void
+    LANGUAGE plpgsql STABLE AS $$
+BEGIN
+    PERFORM leasehold_internal.refuse('environment_not_found',
+        pg_catalog.format('environment "%s" does not exist', pg_catalog.left(environment, 63)));
+END
+$$;
+COMMENT ON FUNCTION leasehold_internal.refuse_unknown_environment(text) IS 'The error for an environment that is not there';
+
 CREATE FUNCTION leasehold_internal.find_environment(company_id uuid, environment text)
     RETURNS leasehold_internal.environments LANGUAGE plpgsql STABLE AS $$
 DECLARE
@@ -55,8 +64,7 @@ BEGIN
     SELECT e.* INTO v_environment FROM leasehold_internal.environments AS e
      WHERE e.company_id = find_environment.company_id AND e.key = environment;
     IF NOT FOUND THEN
-        PERFORM leasehold_internal.refuse('environment_not_found',
-            pg_catalog.format('environment "%s" does not exist', pg_catalog.left(environment, 63)));
+        PERFORM leasehold_internal.refuse_unknown_environment(environment);
     END IF;
     RETURN v_environment;
 END

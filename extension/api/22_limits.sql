@@ -87,15 +87,24 @@ $$;
 SELECT leasehold_internal.publish('leasehold_internal.set_limit', 'instant',
     'sets a limit, or removes it with NULL', 'leasehold_admin');
 
+-- For which leases a limit holds; short, so that the planner sees through it.
+CREATE FUNCTION leasehold_internal.limit_holds(a_limit leasehold.limits, company_id uuid, environment_id uuid, provider text)
+    RETURNS boolean LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN (a_limit).company_id = ANY (ARRAY[company_id, leasehold_internal.no_company()])
+       AND (a_limit).environment_id = ANY (ARRAY[environment_id, leasehold_internal.no_company()])
+       AND (a_limit).provider = ANY (ARRAY[provider, '']);
+COMMENT ON FUNCTION leasehold_internal.limit_holds(leasehold.limits, uuid, uuid, text) IS
+    'Whether a limit holds for the leases of a company''s environment';
+
 -- The longest time to live that a lease of this environment may get.
 CREATE FUNCTION leasehold_internal.ttl_ceiling(company_id uuid, environment_id uuid, provider text) RETURNS interval
-    LANGUAGE sql STABLE AS $$
-    SELECT pg_catalog.make_interval(secs => COALESCE(pg_catalog.min(l.value), 86400))
-      FROM leasehold.limits AS l
-     WHERE l.name = 'lease_ttl_max'
-       AND l.company_id IN (ttl_ceiling.company_id, leasehold_internal.no_company())
-       AND l.environment_id IN (ttl_ceiling.environment_id, leasehold_internal.no_company())
-       AND l.provider IN (ttl_ceiling.provider, '')
+    LANGUAGE plpgsql STABLE AS $$
+BEGIN
+    RETURN (SELECT pg_catalog.make_interval(secs => COALESCE(pg_catalog.min(l.value), 86400))
+              FROM leasehold.limits AS l
+             WHERE l.name = 'lease_ttl_max'
+               AND leasehold_internal.limit_holds(l, ttl_ceiling.company_id, ttl_ceiling.environment_id, ttl_ceiling.provider));
+END
 $$;
 COMMENT ON FUNCTION leasehold_internal.ttl_ceiling(uuid, uuid, text) IS
     'The longest time to live that a lease may get: the lowest limit lease_ttl_max that fits, else 24 hours';

@@ -38,7 +38,7 @@ CREATE TABLE leasehold.leases (
     cleanup_status         leasehold.cleanup_status,
     requested_by           name NOT NULL DEFAULT leasehold.acting_role(),
     PRIMARY KEY (company_id, id),
-    FOREIGN KEY (company_id, environment_id) REFERENCES leasehold_internal.environments,
+    CONSTRAINT leases_environment FOREIGN KEY (company_id, environment_id) REFERENCES leasehold_internal.environments,
     FOREIGN KEY (company_id, agent_id) REFERENCES leasehold_internal.agents,
     FOREIGN KEY (company_id, issue_id) REFERENCES leasehold_internal.issues,
     FOREIGN KEY (company_id, execution_workspace_id) REFERENCES leasehold_internal.execution_workspaces,

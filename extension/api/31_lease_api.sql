@@ -136,7 +136,7 @@ BEGIN
     -- its row is locked by the foreign key: a deletion meanwhile makes that fail
     v_environment := leasehold_internal.environment_facts(v_company, request_lease.environment);
     IF v_environment.id IS NULL THEN
-        PERFORM leasehold_internal.find_environment(v_company, environment);
+        PERFORM leasehold_internal.refuse_unknown_environment(request_lease.environment);
     ELSIF v_environment.status <> 'active' THEN
         PERFORM leasehold_internal.refuse('environment_inactive',
             pg_catalog.format('environment "%s" is archived', environment));
@@ -259,7 +259,8 @@ BEGIN
           FROM lease AS l
         ON CONFLICT (company_id, subject_id, slot) DO UPDATE
            SET operation = excluded.operation, state = 'queued', due_at = excluded.due_at, attempts = 0, throttled = 0,
-               look_up = false, granted = false, generation = excluded.generation
+               look_up = false, granted = false, held_by = NULL, payload = NULL, crashes = 0,
+               queued_at = excluded.queued_at, generation = excluded.generation
     ), event AS (
         INSERT INTO leasehold.audit_events
                (company_id, action, entity_type, entity_id, agent_id, issue_id, run_id, details)
@@ -441,7 +442,9 @@ BEGIN
     IF NOT FOUND THEN
         PERFORM leasehold_internal.refuse_unknown_lease(lock_lease.lease_id);
     END IF;
-    PERFORM leasehold_internal.check_generation(v_lease, lock_lease.generation);
+    IF lock_lease.generation IS NOT NULL THEN
+        PERFORM leasehold_internal.check_generation(v_lease, lock_lease.generation);
+    END IF;
     RETURN v_lease;
 END
 $$;
@@ -455,21 +458,25 @@ CREATE FUNCTION leasehold_internal.release_lease(
 DECLARE
     v_company uuid := leasehold_internal.enter_company(release_lease.company, 'user');
     v_lease   leasehold.leases;
+    v_ended   integer;
 BEGIN
     IF release_lease.disposition IS NOT NULL THEN
         PERFORM leasehold_internal.check_choice('disposition', release_lease.disposition, 'keep', 'stop', 'delete');
     END IF;
     v_lease := leasehold_internal.lock_lease(v_company, release_lease.lease_id, release_lease.generation);
-    IF release_lease.disposition IN ('keep', 'stop') AND NOT EXISTS (
-           SELECT FROM leasehold.providers AS p WHERE p.key = v_lease.provider AND p.supports_reusable_leases) THEN
-        PERFORM leasehold_internal.refuse('provider_unusable',
-            pg_catalog.format('provider "%s" cannot park resources', v_lease.provider),
-            'Use disposition => ''delete''.');
+    IF release_lease.disposition IN ('keep', 'stop') THEN
+        PERFORM FROM leasehold.providers AS p WHERE p.key = v_lease.provider AND p.supports_reusable_leases;
+        IF NOT FOUND THEN
+            PERFORM leasehold_internal.refuse('provider_unusable',
+                pg_catalog.format('provider "%s" cannot park resources', v_lease.provider),
+                'Use disposition => ''delete''.');
+        END IF;
     END IF;
-    IF v_lease.status IN ('acquiring', 'active', 'resuming') THEN
-        PERFORM leasehold_internal.end_company_leases(v_company, ARRAY[v_lease.id], 'released', release_lease.disposition);
-        PERFORM leasehold_internal.warn_if_unserved();
+    IF v_lease.status NOT IN ('acquiring', 'active', 'resuming') THEN
+        RETURN v_lease.status;
     END IF;
+    v_ended := leasehold_internal.end_company_leases(v_company, ARRAY[v_lease.id], 'released', release_lease.disposition);
+    PERFORM leasehold_internal.warn_if_unserved();
     RETURN (SELECT l.status FROM leasehold.leases AS l WHERE l.company_id = v_company AND l.id = v_lease.id);
 END
 $$;
@@ -512,7 +519,9 @@ DECLARE
     v_lease   leasehold.leases;
     v_expires timestamptz;
 BEGIN
-    PERFORM leasehold_internal.check_interval('ttl', renew_lease.ttl, '1 second', '365 days');
+    IF renew_lease.ttl IS NOT NULL THEN
+        PERFORM leasehold_internal.check_interval('ttl', renew_lease.ttl, '1 second', '365 days');
+    END IF;
     v_lease := leasehold_internal.lock_lease(v_company, renew_lease.lease_id, renew_lease.generation);
     IF v_lease.status <> 'active' THEN
         PERFORM leasehold_internal.refuse('wrong_state',

@@ -105,8 +105,11 @@ CREATE FUNCTION leasehold_internal.claim_calls(
                    idempotency_key text, params text, plugin_row xid)
     LANGUAGE plpgsql VOLATILE ROWS 100 AS $$
 #variable_conflict use_column
+DECLARE
+    v_limited boolean := EXISTS (SELECT FROM leasehold.limits AS l
+                                  WHERE l.name IN ('active_leases', 'lease_starts_per_minute'));
 BEGIN
-    IF EXISTS (SELECT FROM leasehold.limits AS l WHERE l.name IN ('active_leases', 'lease_starts_per_minute')) THEN
+    IF v_limited THEN
         PERFORM leasehold_internal.grant_starts(company_ids, subject_ids);
     END IF;
     IF EXISTS (SELECT FROM leasehold.plugins AS g WHERE g.status IN ('installed', 'error')) THEN
@@ -118,7 +121,7 @@ BEGIN
         UPDATE leasehold_internal.calls AS c
            SET state = 'started', worker_epoch = epoch, started_at = pg_catalog.clock_timestamp(),
                attempts = c.attempts + 1, granted = true
-          FROM (SELECT q.company_id, q.subject_id, q.slot, q.state, q.due_at
+          FROM (SELECT q.company_id, q.subject_id, q.slot, q.state, q.due_at, q.granted, q.payload, q.look_up, q.operation
                   FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids), pg_catalog.unnest(slots))
                        AS w (company_id, subject_id, slot)
                  CROSS JOIN LATERAL (SELECT * FROM leasehold_internal.calls AS x
@@ -126,6 +129,8 @@ BEGIN
                                         FOR UPDATE SKIP LOCKED) AS q) AS p
          WHERE c.company_id = p.company_id AND c.subject_id = p.subject_id AND c.slot = p.slot
            AND p.state = 'queued' AND p.due_at <= pg_catalog.clock_timestamp()
+           -- one that a user had locked a moment ago was not decided on
+           AND (NOT v_limited OR p.granted OR p.payload ? 'limit' OR p.look_up OR p.operation NOT IN ('acquire', 'resume'))
         RETURNING c.*
     )
     SELECT c.company_id, c.subject_id, c.generation, c.operation::text,
@@ -297,45 +302,55 @@ COMMENT ON FUNCTION leasehold_internal.room_of_limit(leasehold.limits) IS 'How m
 
 -- Goes through requests, oldest first, and gives each a place in every limit
 -- that holds for it, or in none: who must wait for one limit takes no place that
--- another needs.  held_by is the limit that has no place for it, NULL if all have.
+-- another needs.  held_by is the limit that has no place for it, NULL if all have;
+-- the one that it waits for already, if that is still full.  A look-up asks for
+-- nothing: its lease counts already.
 CREATE FUNCTION leasehold_internal.fit_limits(company_ids uuid[], subject_ids uuid[])
     RETURNS TABLE (company_id uuid, subject_id uuid, environment_id uuid, provider text, acquire_by timestamptz,
                    fails boolean, name text, held_by text)
     LANGUAGE plpgsql VOLATILE ROWS 100 AS $$
 #variable_conflict use_column
 DECLARE
-    v_limits  leasehold.limits[];
+    v_keys    text[];
+    v_names   text[];
     v_room    bigint[];
     v_request record;
     v_full    integer;
 BEGIN
-    SELECT pg_catalog.array_agg(m), pg_catalog.array_agg(leasehold_internal.room_of_limit(m)) INTO v_limits, v_room
-      FROM leasehold.limits AS m
-     WHERE m.name IN ('active_leases', 'lease_starts_per_minute')
-       AND EXISTS (SELECT FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids)) AS w (company_id, subject_id)
-                     JOIN leasehold.leases AS l ON l.company_id = w.company_id AND l.id = w.subject_id
-                    WHERE m.company_id IN (l.company_id, leasehold_internal.no_company())
-                      AND m.environment_id IN (l.environment_id, leasehold_internal.no_company())
-                      AND m.provider IN (l.provider, ''));
+    SELECT pg_catalog.array_agg(leasehold_internal.limit_key(n.m)), pg_catalog.array_agg((n.m).name::text),
+           pg_catalog.array_agg(leasehold_internal.room_of_limit(n.m))
+      INTO v_keys, v_names, v_room
+      FROM (SELECT DISTINCT ON (m.company_id, m.name, m.environment_id, m.provider) m
+              FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids)) AS w (company_id, subject_id)
+              JOIN leasehold.leases AS l ON l.company_id = w.company_id AND l.id = w.subject_id
+              JOIN leasehold.limits AS m ON leasehold_internal.limit_holds(m, l.company_id, l.environment_id, l.provider)
+             WHERE m.name IN ('active_leases', 'lease_starts_per_minute')) AS n;
 
     FOR v_request IN
-        SELECT c.company_id, c.subject_id, l.environment_id, c.provider::text AS provider, l.acquire_by, l.fail_on_limit,
-               ARRAY(SELECT u.nr::integer
-                       FROM pg_catalog.unnest(v_limits) WITH ORDINALITY
-                            AS u (company_id, name, environment_id, provider, value, updated_at, nr)
-                      WHERE u.company_id IN (l.company_id, leasehold_internal.no_company())
-                        AND u.environment_id IN (l.environment_id, leasehold_internal.no_company())
-                        AND u.provider IN (l.provider, '')) AS limits
+        SELECT c.company_id, c.subject_id, l.environment_id, c.provider::text AS provider, l.acquire_by,
+               -- a parked resource that waits too long is parked again
+               l.fail_on_limit OR c.operation = 'resume' AND l.acquire_by <= pg_catalog.clock_timestamp() AS fails,
+               ARRAY(SELECT pg_catalog.array_position(v_keys, leasehold_internal.limit_key(m))
+                       FROM leasehold.limits AS m
+                      WHERE m.name IN ('active_leases', 'lease_starts_per_minute')
+                        AND leasehold_internal.limit_holds(m, l.company_id, l.environment_id, l.provider)
+                      ORDER BY leasehold_internal.limit_key(m) IS DISTINCT FROM c.held_by) AS limits
           FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids)) AS w (company_id, subject_id)
          CROSS JOIN LATERAL (SELECT * FROM leasehold_internal.calls AS x
                               WHERE x.company_id = w.company_id AND x.subject_id = w.subject_id AND x.slot = 'op'
                                 FOR UPDATE SKIP LOCKED) AS c
           JOIN leasehold.leases AS l ON l.company_id = c.company_id AND l.id = c.subject_id
-         WHERE c.operation IN ('acquire', 'resume') AND NOT c.granted
+         WHERE c.operation IN ('acquire', 'resume') AND NOT c.granted AND NOT c.look_up
            AND (c.state = 'waiting' OR c.state = 'queued' AND c.due_at <= pg_catalog.clock_timestamp())
          ORDER BY c.queued_at, c.subject_id
     LOOP
-        SELECT u.nr INTO v_full FROM pg_catalog.unnest(v_request.limits) AS u (nr) WHERE v_room[u.nr] <= 0 LIMIT 1;
+        v_full := NULL;
+        FOR i IN 1 .. pg_catalog.cardinality(v_request.limits) LOOP
+            IF v_room[v_request.limits[i]] <= 0 THEN
+                v_full := v_request.limits[i];
+                EXIT;
+            END IF;
+        END LOOP;
         IF v_full IS NULL THEN
             FOR i IN 1 .. pg_catalog.cardinality(v_request.limits) LOOP
                 v_room[v_request.limits[i]] := v_room[v_request.limits[i]] - 1;
@@ -346,9 +361,9 @@ BEGIN
         environment_id := v_request.environment_id;
         provider := v_request.provider;
         acquire_by := v_request.acquire_by;
-        fails := v_request.fail_on_limit;
-        name := (v_limits[v_full]).name;
-        held_by := leasehold_internal.limit_key(v_limits[v_full]);
+        fails := v_request.fails;
+        name := v_names[v_full];
+        held_by := v_keys[v_full];
         RETURN NEXT;
     END LOOP;
 END
@@ -367,7 +382,10 @@ DECLARE
     v_count integer;
 BEGIN
     PERFORM FROM leasehold_internal.grant_lock FOR UPDATE;
-    DELETE FROM leasehold_internal.lease_starts AS s WHERE s.started_at < pg_catalog.clock_timestamp() - interval '1 minute';
+    DELETE FROM leasehold_internal.lease_starts AS s
+     WHERE s.started_at < pg_catalog.clock_timestamp() - interval '1 minute'
+        -- before the clock was set back
+        OR s.started_at > pg_catalog.clock_timestamp() + interval '1 second';
 
     WITH fitted AS MATERIALIZED (
         SELECT * FROM leasehold_internal.fit_limits(company_ids, subject_ids)
@@ -386,10 +404,11 @@ BEGIN
         INSERT INTO leasehold_internal.calls AS c (company_id, subject_id, slot, operation, shard, due_at)
         SELECT b.company_id, b.subject_id, 'timer', 'lease_deadline', leasehold_internal.shard_of(b.company_id), b.acquire_by
           FROM fitted AS b WHERE b.held_by IS NOT NULL
-        ON CONFLICT DO NOTHING
+        -- a parked lease has one for its retention
+        ON CONFLICT (company_id, subject_id, slot) DO UPDATE SET due_at = LEAST(c.due_at, excluded.due_at)
     ), granted AS (
         UPDATE leasehold_internal.calls AS c
-           SET granted = true, held_by = NULL, state = 'queued',
+           SET granted = true, held_by = NULL, payload = NULL, state = 'queued',
                due_at = CASE c.state WHEN 'waiting' THEN pg_catalog.clock_timestamp() ELSE c.due_at END
           FROM fitted AS k
          WHERE k.held_by IS NULL AND c.company_id = k.company_id AND c.subject_id = k.subject_id AND c.slot = 'op'
@@ -444,10 +463,9 @@ CREATE FUNCTION leasehold_internal.require_free_slot(company_id uuid, environmen
 BEGIN
     PERFORM FROM leasehold.limits AS m
       WHERE m.name = 'active_leases'
-        AND m.company_id IN (require_free_slot.company_id, leasehold_internal.no_company())
-        AND m.environment_id IN (require_free_slot.environment_id, leasehold_internal.no_company())
-        AND m.provider IN (require_free_slot.provider, '')
-        AND leasehold_internal.occupied_slots(m.company_id, m.environment_id, m.provider) >= m.value;
+        AND leasehold_internal.limit_holds(m, require_free_slot.company_id, require_free_slot.environment_id,
+                                           require_free_slot.provider)
+        AND leasehold_internal.room_of_limit(m) <= 0;
     IF FOUND THEN
         PERFORM leasehold_internal.refuse('quota_exceeded', 'the limit active_leases is reached',
             'Release a lease, ask for a higher limit, or use on_limit => ''wait''.',
@@ -482,7 +500,7 @@ BEGIN
                 OFFSET 0) AS r
          CROSS JOIN LATERAL (SELECT x.company_id, x.subject_id FROM leasehold_internal.calls AS x
                               WHERE x.state = 'waiting' AND x.held_by = r.key
-                              ORDER BY x.queued_at LIMIT LEAST(GREATEST(r.room, 0), 500)
+                              ORDER BY x.queued_at LIMIT CASE WHEN r.room > 0 THEN 500 ELSE 0 END
                                 FOR UPDATE SKIP LOCKED) AS w;
         EXIT WHEN v_companies IS NULL OR leasehold_internal.grant_starts(v_companies, v_subjects) = 0;
     END LOOP;

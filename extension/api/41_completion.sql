@@ -205,9 +205,8 @@ BEGIN
                          -- it could be resumed, if only there were a place for it
                          WHEN a.no_place AND a.decision = 'reacquire' THEN 'park'
                          ELSE a.decision END AS step,
-               pg_catalog.clock_timestamp() + GREATEST(
-                   leasehold_internal.backoff(a.attempts, base_ms, most_ms),
-                   pg_catalog.make_interval(secs => LEAST(a.retry_after_ms, 86400000) / 1000.0)) AS later
+               pg_catalog.clock_timestamp()
+               + leasehold_internal.retry_pause(a.attempts, base_ms, most_ms, a.retry_after_ms) AS later
           FROM answer AS a
     ), lease AS (
         UPDATE leasehold.leases AS l

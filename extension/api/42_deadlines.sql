@@ -13,6 +13,16 @@ DECLARE
     v_over    record;
     v_places  boolean;
 BEGIN
+    -- a parked resource that has waited too long for a place asks once more, and is parked again
+    UPDATE leasehold_internal.calls AS c SET state = 'queued', due_at = pg_catalog.clock_timestamp()
+      FROM (SELECT l.company_id, l.id
+              FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids)) AS w (company_id, id)
+             CROSS JOIN LATERAL (SELECT * FROM leasehold.leases AS x
+                                  WHERE x.company_id = w.company_id AND x.id = w.id
+                                    FOR NO KEY UPDATE SKIP LOCKED) AS l
+             WHERE l.status = 'resuming' AND l.acquire_by <= pg_catalog.clock_timestamp()) AS o
+     WHERE c.company_id = o.company_id AND c.subject_id = o.id AND c.slot = 'op' AND c.state = 'waiting';
+
     -- leases whose time is over, by reason; those that a user has locked come again
     FOR v_over IN
         SELECT s.reason, s.code, s.end_status, pg_catalog.array_agg(s.company_id) AS companies,
@@ -38,6 +48,7 @@ BEGIN
                  WHERE COALESCE(leasehold_internal.lease_deadline(l.status, l.expires_at, l.last_used_at, l.idle_timeout)
                                 <= pg_catalog.clock_timestamp(), l.status IN ('active', 'retained'))
                     OR l.status IN ('acquiring', 'resuming') AND l.acquire_by <= pg_catalog.clock_timestamp()
+                       AND NOT (l.status = 'resuming' AND l.waiting_for IN ('active_leases', 'lease_starts_per_minute'))
                        AND EXISTS (SELECT FROM leasehold_internal.calls AS c
                                     WHERE c.company_id = l.company_id AND c.subject_id = l.id AND c.slot = 'op'
                                       AND c.state IN ('waiting', 'queued') AND NOT c.look_up)) AS s

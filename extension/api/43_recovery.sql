@@ -107,7 +107,10 @@ BEGIN
         UNION ALL
         SELECT r.company_id, r.stray_id, 'op', r.provider, r.generation, 'destroy_stray', false,
                pg_catalog.clock_timestamp()
-          FROM leasehold_internal.provider_resources AS r WHERE r.stray_id IS NOT NULL
+          FROM leasehold_internal.provider_resources AS r
+         WHERE r.stray_id IS NOT NULL
+           -- after a takeover somebody may use it since: not before approve_sweep()
+           AND NOT EXISTS (SELECT FROM leasehold_internal.installation AS i WHERE i.sweep_dry)
     ), missing AS MATERIALIZED (
         SELECT w.*
           FROM wanted AS w

@@ -191,10 +191,15 @@ BEGIN
             AND c.slot = 'sweep' AND c.state = 'started' AND c.worker_epoch = epoch;
         RETURN CASE WHEN FOUND THEN NULL ELSE 0 END;
     END IF;
-    -- delete_environment() takes the sweep's call first, so an environment that is there stays until the commit
+    -- its configuration is needed to remove what is found: whoever deletes it goes first
     PERFORM FROM leasehold_internal.environments AS e
-      WHERE e.company_id = v_call.company_id AND e.id = v_call.subject_id;
+      WHERE e.company_id = v_call.company_id AND e.id = v_call.subject_id FOR KEY SHARE SKIP LOCKED;
     IF NOT FOUND THEN
+        PERFORM FROM leasehold_internal.environments AS e
+          WHERE e.company_id = v_call.company_id AND e.id = v_call.subject_id;
+        IF FOUND THEN
+            RETURN NULL;
+        END IF;
         DELETE FROM leasehold_internal.calls AS c
          WHERE c.company_id = v_call.company_id AND c.subject_id = v_call.subject_id AND c.slot = 'sweep';
         RETURN 0;
@@ -256,6 +261,8 @@ BEGIN
     END IF;
     UPDATE leasehold_internal.calls AS c SET due_at = pg_catalog.clock_timestamp()
      WHERE c.operation = 'reconcile' AND c.state = 'queued';
+    -- strays that the takeover left alone
+    PERFORM leasehold_internal.rebuild_calls(ARRAY(SELECT s::smallint FROM pg_catalog.generate_series(0, 63) AS s));
     PERFORM leasehold_internal.record(leasehold_internal.no_company(), 'installation.sweep_approved', 'installation',
         (SELECT i.id::text FROM leasehold_internal.installation AS i LIMIT 1));
 END
