@@ -115,6 +115,7 @@ SELECT test.eventually('goes on', $$SELECT test.lease('err waits')$$, 'active');
 BEGIN READ ONLY;
 SELECT test.fails('a request', $$SELECT leasehold.request_lease('plain', company => 'acme')$$, '25006');
 SELECT test.fails('an administrator''s', $$SELECT leasehold.pause_worker()$$, '25006');
+SELECT test.fails('one that only writes its event', $$SELECT leasehold.reset_breaker('fake')$$, '25006');
 SELECT test.works('reading', $$SELECT leasehold.status(), leasehold.environment_impact('plain', company => 'acme')$$);
 COMMIT;
 

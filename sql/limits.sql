@@ -225,13 +225,43 @@ SELECT test.is('it is parked as before', (l.provider_lease_id = :'resource', l.e
 SELECT test.is('told', test.events('parked'), 'requested acquired release_requested released resume_requested resume_failed');
 RESET ROLE;
 SELECT test.is('until its time is over', (c.operation, c.due_at = :'expires')::text, '(lease_deadline,t)') FROM leasehold_internal.calls AS c WHERE c.subject_id = test.id('parked');
+-- one that waits is parked again when its time is over
+SET ROLE regress_manager;
+SELECT test.is('asked for again', leasehold.request_lease('tight-park', policy => 'reuse_by_environment', run_id => test.id('parking run 2'), acquire_timeout => '1 second'), test.id('parked'));
+SELECT test.eventually('it has waited too long', $$SELECT test.lease('parked')$$, 'retained', '10 seconds');
+SELECT test.is('it is parked as before', (l.provider_lease_id = :'resource', l.expires_at = :'expires', l.failure_code, l.waiting_for)::text, '(t,t,quota_exceeded,)') FROM leasehold.leases AS l WHERE l.id = test.id('parked');
+RESET ROLE;
+SELECT test.eventually('until its time is over', $$SELECT (c.operation, c.due_at = l.expires_at)::text FROM leasehold_internal.calls AS c JOIN leasehold.leases AS l ON l.id = c.subject_id WHERE l.id = test.id('parked')$$, '(lease_deadline,t)');
 SET ROLE regress_manager;
 SELECT test.is('a place becomes free', leasehold.release_lease(test.id('taker')), 'releasing');
 SELECT test.is('free', (leasehold.wait_for_lease(test.id('taker'), '30 seconds')).status, 'released');
 SELECT test.is('then it is taken', leasehold.request_lease('tight-park', policy => 'reuse_by_environment', run_id => test.id('parking run 3'), on_limit => 'fail'), test.id('parked'));
-SELECT test.is('into use again', (w.status, w.generation, w.failure_code, w.provider_lease_id = :'resource')::text, '(active,3,,t)') FROM leasehold.wait_for_lease(test.id('parked'), '30 seconds') AS w;
+SELECT test.is('into use again', (w.status, w.generation, w.failure_code, w.provider_lease_id = :'resource')::text, '(active,4,,t)') FROM leasehold.wait_for_lease(test.id('parked'), '30 seconds') AS w;
 SELECT leasehold.destroy_lease(test.id('parked')) IS NOT NULL AS destroyed;
 SELECT test.is('gone', (leasehold.wait_for_lease(test.id('parked'), '30 seconds')).status, 'expired');
+
+-- Finding out what became of a lease needs no place: it has one.
+SET ROLE regress_manager;
+SELECT leasehold.create_environment('tight-lost', 'fake', environment_id => test.id('tight-lost')) IS NOT NULL AS made;
+SET ROLE regress_admin;
+SELECT leasehold.set_limit('active_leases', 1, company => 'acme', environment => 'tight-lost');
+RESET ROLE;
+INSERT INTO leasehold.leases (company_id, id, environment_id, config_version, provider, ttl, status, end_status, disposition, failure_code)
+VALUES (test.id('acme'), test.id('lost'), test.id('tight-lost'), 1, 'fake', '1 hour', 'irrevocable', 'failed', 'delete', 'acquire_outcome_unknown');
+SET ROLE regress_manager;
+SELECT test.is('it is looked for', leasehold.retry_lease(test.id('lost')), 'pending_cleanup');
+SELECT test.eventually('and not there', $$SELECT test.lease('lost')$$, 'failed', '10 seconds');
+
+-- What started before the clock was set back keeps nobody waiting.
+SET ROLE regress_admin;
+SELECT leasehold.set_limit('lease_starts_per_minute', 1, company => 'acme', environment => 'tight-lost');
+RESET ROLE;
+INSERT INTO leasehold_internal.lease_starts (company_id, started_at, lease_id, environment_id, provider)
+VALUES (test.id('acme'), now() + interval '1 hour', test.id('lost'), test.id('tight-lost'), 'fake');
+SET ROLE regress_manager;
+SELECT leasehold.request_lease('tight-lost', lease_id => test.id('after the change')) IS NOT NULL AS requested;
+SELECT test.eventually('it starts', $$SELECT test.lease('after the change')$$, 'active', '10 seconds');
+SELECT test.is('given back', leasehold.release_lease(test.id('after the change')), 'releasing');
 
 -- Calls at a time: one after the other.
 SET ROLE regress_manager;
