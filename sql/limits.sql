@@ -247,17 +247,17 @@ SET ROLE regress_admin;
 SELECT leasehold.set_limit('active_leases', 1, company => 'acme', environment => 'tight-lost');
 RESET ROLE;
 INSERT INTO leasehold.leases (company_id, id, environment_id, config_version, provider, ttl, status, end_status, disposition, failure_code)
-VALUES (test.id('acme'), test.id('lost'), test.id('tight-lost'), 1, 'fake', '1 hour', 'irrevocable', 'failed', 'delete', 'acquire_outcome_unknown');
+VALUES (test.id('acme'), test.id('tight lost'), test.id('tight-lost'), 1, 'fake', '1 hour', 'irrevocable', 'failed', 'delete', 'acquire_outcome_unknown');
 SET ROLE regress_manager;
-SELECT test.is('it is looked for', leasehold.retry_lease(test.id('lost')), 'pending_cleanup');
-SELECT test.eventually('and not there', $$SELECT test.lease('lost')$$, 'failed', '10 seconds');
+SELECT test.is('it is looked for', leasehold.retry_lease(test.id('tight lost')), 'pending_cleanup');
+SELECT test.eventually('and not there', $$SELECT test.lease('tight lost')$$, 'failed', '10 seconds');
 
 -- What started before the clock was set back keeps nobody waiting.
 SET ROLE regress_admin;
 SELECT leasehold.set_limit('lease_starts_per_minute', 1, company => 'acme', environment => 'tight-lost');
 RESET ROLE;
 INSERT INTO leasehold_internal.lease_starts (company_id, started_at, lease_id, environment_id, provider)
-VALUES (test.id('acme'), now() + interval '1 hour', test.id('lost'), test.id('tight-lost'), 'fake');
+VALUES (test.id('acme'), now() + interval '1 hour', test.id('tight lost'), test.id('tight-lost'), 'fake');
 SET ROLE regress_manager;
 SELECT leasehold.request_lease('tight-lost', lease_id => test.id('after the change')) IS NOT NULL AS requested;
 SELECT test.eventually('it starts', $$SELECT test.lease('after the change')$$, 'active', '10 seconds');

@@ -116,12 +116,37 @@ def shellcheck(place: Place, files: list[str]) -> Findings:
     return analyse(place, files, lambda file: ["shellcheck", file], ".shellcheckrc")
 
 
+def released(place: Place, files: list[str]) -> Findings:
+    """What was released is not changed any more; what is to be released next gets a new number first."""
+    directory = place.source / "extension/released"
+    sums = {name: digest for digest, name in
+            (line.split() for path in directory.glob("SHA256SUMS") for line in path.read_text().splitlines())}
+    findings = [f"extension/released/{name}: is in SHA256SUMS, but not there" for name in sums
+                if not (directory / name).exists()]
+    for file in files:
+        name = pathlib.Path(file).name
+        text = (place.source / file).read_bytes()
+        if sums.get(name) != hashlib.sha256(text).hexdigest():
+            findings.append(f"{file}: was released, but is not what SHA256SUMS says")
+        if name == f"leasehold--{version(place)}.sql":
+            api = b"".join((place.source / part).read_bytes() for part in sorted(place.files("extension/api/*.sql")))
+            if text != api:
+                findings.append(f"extension/api: differs from {file}; raise EXTVERSION in Makefile and default_version in "
+                                "extension/leasehold.control, and write the upgrade script")
+    return findings
+
+
+def version(place: Place) -> str:
+    return re.search(r"^EXTVERSION\s*=\s*(\S+)", (place.source / "Makefile").read_text(), re.M)[1]
+
+
 C_FILES = ("extension/**/*.c", "worker/**/*.c")
 HEADERS = ("extension/**/*.h", "worker/**/*.h")
 SHELL_FILES = ("dev/*.sh", ".ci/run")
 
 # name, files, what it does, how to ask for its version, the version wanted
 CHECKS = [
+    ("released SQL", ("extension/released/*.sql",), released, None, ""),
     ("exported symbols", ("leasehold.so",), symbols, None, ""),
     ("format", C_FILES + HEADERS, layout, ["pg_bsd_indent", "--version"], indent.VERSION),
     ("shellcheck", SHELL_FILES, shellcheck, ["shellcheck", "--version"], "0.9"),
