@@ -28,11 +28,11 @@
 #include "errors.h"
 #include "row_insert.h"
 #include "service.h"
+#include "shards.h"
 
 PG_FUNCTION_INFO_V1(leasehold_write_lease_request);
 PG_FUNCTION_INFO_V1(leasehold_environment_facts);
 
-#define SHARDS			64
 #define MAX_FACTS		1000	/* environments; then all are forgotten */
 #define MAX_KEY_SIZE	64
 

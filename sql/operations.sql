@@ -129,6 +129,7 @@ SET ROLE regress_manager;
 SELECT leasehold.start_run(run_id => test.id('o run')) IS NOT NULL AS started;
 SELECT leasehold.request_lease('plain', lease_id => test.id('o asked')) IS NOT NULL AND leasehold.release_lease(test.id('o lost')) = 'releasing' AS asked;
 RESET ROLE;
+SELECT test.is('a request is for the worker that has its company', c.shard, leasehold_internal.shard_of(test.id('acme'))) FROM leasehold_internal.calls AS c WHERE c.subject_id = test.id('o asked');
 DELETE FROM leasehold_internal.calls AS c WHERE c.subject_id IN (test.id('o lost'), test.id('o asked'), test.id('o run'));
 SET ROLE regress_manager;
 SELECT test.is('the view says so', a.waiting_for, 'rebuild') FROM leasehold.active_leases AS a WHERE a.lease_id = test.id('o lost');

@@ -38,10 +38,10 @@
 #include "queue.h"
 #include "round.h"
 #include "settings.h"
+#include "shards.h"
 #include "worker.h"
 
 #define SUPPORTED_VERSION	LEASEHOLD_VERSION	/* of the SQL objects */
-#define SHARDS				64
 #define LOOK_BACK_US		20000	/* more than WAKE_LATE_US */
 #define DUE_BATCH			1000
 #define DUE_BATCH_MAX		50000

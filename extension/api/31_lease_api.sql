@@ -675,7 +675,8 @@ BEGIN
     VALUES (v_environment.provider, import_lease.provider_lease_id, v_company, v_id)
     ON CONFLICT DO NOTHING;
     IF NOT FOUND THEN
-        PERFORM leasehold_internal.refuse('import_refused', 'a lease holds this resource already');
+        PERFORM leasehold_internal.refuse('import_refused', 'the resource is held already',
+            'A lease has it, or it is to be removed for another company.');
     END IF;
     v_ttl := LEAST(COALESCE(import_lease.ttl, '1 hour'),
                    leasehold_internal.ttl_ceiling(v_company, v_environment.id, v_environment.provider));

@@ -333,9 +333,11 @@ BEGIN
      GROUP BY l.provider_lease_id IS NULL ORDER BY l.provider_lease_id IS NULL;
     RETURN QUERY
     SELECT 'warning'::text, 'stray_not_removed'::text,
-           pg_catalog.format('%s resources that no lease claims cannot be removed, of provider "%s": %s',
+           pg_catalog.format(CASE pg_catalog.count(*)
+                                 WHEN 1 THEN '%s resource that no lease claims cannot be removed, of provider "%s": %s'
+                                 ELSE '%s resources that no lease claims cannot be removed, of provider "%s": %s' END,
                              pg_catalog.count(*), c.provider, pg_catalog.max(c.last_error)),
-           'Remove them at the provider; the removal is tried on.'::text
+           'Remove it at the provider, or put it under a lease with import_lease(); the removal is tried on.'::text
       FROM leasehold_internal.calls AS c
      WHERE c.operation = 'destroy_stray' AND c.state <> 'quarantined'
        AND c.attempts >= pg_catalog.current_setting('leasehold.cleanup_attempts')::integer

@@ -265,6 +265,7 @@ def start(lab, scale):
     provider = LatencyServer(lab, 0, log=True)
     to_provider, to_claim, after_commit = [], [], []
     with Server(lab) as server, Database(server, {"box": provider.url}) as db:
+        company = db.value("SELECT id FROM leasehold.companies")
         connection = server.open(db.name, "bench_client")
         connection.autocommit = False
         with connection.cursor() as cursor:
@@ -275,7 +276,7 @@ def start(lab, scale):
                 before = time.time_ns() // 1000
                 connection.commit()
                 after = time.time_ns() // 1000
-                key = f"{lease}:1:acquire"
+                key = f"{company}:{lease}:1:acquire"
                 arrived = wait_until(lambda k=key: provider.arrivals().get(k), "the call", 10, 0.001)
                 wait_until(lambda l=lease: db.value("SELECT status = 'active' FROM leasehold.leases WHERE id = %s", l),
                            "the lease", 10, 0.005)
@@ -461,5 +462,8 @@ def run(lab, names, scale):
     rows = []
     for name in names:
         say(f"measuring: {name}")
-        rows += ALL[name](lab, scale)
+        measured = ALL[name](lab, scale)
+        for row in measured:
+            say(f"  {row.what}: {row.value:.4g} {row.unit}" + (f", {row.ratio:.0%} of the yardstick" if row.yard else ""))
+        rows += measured
     return rows
