@@ -72,11 +72,18 @@ plugins_forget(void)
 void
 plugins_refresh(void)
 {
-	uint64		now = changes;
+	uint64		now;
 
+	AcceptInvalidationMessages();
+	now = changes;
 	if (changes_seen == now)
 		return;
 	watch_tables();
+
+	/*
+	 * with snapshots of their own: newer than the round's, which may not see
+	 * it
+	 */
 	read_plugins();
 	read_limits();
 	/* what changed while they were read, or could not be read, is read again */
@@ -171,12 +178,12 @@ read_limits(void)
 {
 	bool		several_companies;
 
-	if (SPI_execute("SELECT FROM leasehold.companies AS c WHERE c.status = 'active'", true, 2) != SPI_OK_SELECT)
+	if (SPI_execute("SELECT FROM leasehold.companies AS c WHERE c.status = 'active'", false, 2) != SPI_OK_SELECT)
 		elog(ERROR, "could not count the companies");
 	several_companies = SPI_processed > 1;
 	if (SPI_execute("SELECT l.company_id, l.provider, l.value FROM leasehold.limits AS l"
 					" WHERE l.name = 'concurrent_calls' AND l.environment_id = leasehold_internal.no_company()",
-					true, 0) != SPI_OK_SELECT)
+					false, 0) != SPI_OK_SELECT)
 		elog(ERROR, "could not read the limits");
 
 	call_limits_reset(worker.capacity, several_companies);

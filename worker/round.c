@@ -695,6 +695,11 @@ whole_round_work(void *arg)
 		fire_work(round);
 	if (round->state == ROUND_SERVING && worker.in_flight < worker.capacity)
 	{
+		/*
+		 * a limit that was set before a call was queued, which may be since
+		 * the round began, holds for it
+		 */
+		plugins_refresh();
 		round->taken_count = queue_take(round->taken, round->takers, round->taken_due,
 										Min(CLAIM_BATCH, worker.capacity - worker.in_flight), round->begun_at);
 		if (round->taken_count > 0)
