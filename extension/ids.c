@@ -12,8 +12,7 @@
 #include <time.h>
 
 #include "miscadmin.h"
-
-#include "ids.h"
+#include "utils/uuid.h"
 
 PG_FUNCTION_INFO_V1(leasehold_new_id);
 PG_FUNCTION_INFO_V1(leasehold_random_bytes);
@@ -28,14 +27,6 @@ Datum
 leasehold_new_id(PG_FUNCTION_ARGS)
 {
 	pg_uuid_t  *id = palloc(sizeof(pg_uuid_t));
-
-	ids_make(id);
-	PG_RETURN_UUID_P(id);
-}
-
-void
-ids_make(pg_uuid_t *id)
-{
 	uint64		tick = ids_next_tick();
 	uint64		millis = tick >> 12;
 	uint16		fraction = tick & 0xFFF;
@@ -46,6 +37,7 @@ ids_make(pg_uuid_t *id)
 	id->data[6] = 0x70 | (fraction >> 8);
 	id->data[7] = fraction & 0xFF;
 	id->data[8] = (id->data[8] & 0x3F) | 0x80;
+	PG_RETURN_UUID_P(id);
 }
 
 /*

@@ -50,6 +50,12 @@ CREATE FUNCTION leasehold_internal.asserted_actor() RETURNS text
     LANGUAGE c STABLE AS 'MODULE_PATHNAME', 'leasehold_asserted_actor';
 COMMENT ON FUNCTION leasehold_internal.asserted_actor() IS 'Whom the application says it acts for in this transaction';
 
+-- Statement trigger on every table of which some process keeps a copy.
+CREATE FUNCTION leasehold_internal.relation_changed() RETURNS trigger
+    LANGUAGE c AS 'MODULE_PATHNAME', 'leasehold_relation_changed';
+COMMENT ON FUNCTION leasehold_internal.relation_changed() IS
+    'Has workers and sessions read again what they keep of the table, workers at once';
+
 -- The id that stands for "the whole installation" where a company's would.
 CREATE FUNCTION leasehold_internal.no_company() RETURNS uuid
     LANGUAGE sql IMMUTABLE PARALLEL SAFE RETURN '00000000-0000-0000-0000-000000000000'::uuid;

@@ -51,14 +51,10 @@ CREATE FUNCTION leasehold_internal.is_draining() RETURNS boolean
     LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'leasehold_is_draining';
 COMMENT ON FUNCTION leasehold_internal.is_draining() IS 'Whether drain_installation() was called';
 
-CREATE FUNCTION leasehold_internal.installation_changed() RETURNS trigger
-    LANGUAGE c AS 'MODULE_PATHNAME', 'leasehold_relation_changed';
-COMMENT ON FUNCTION leasehold_internal.installation_changed() IS
-    'Tells backends and workers to read the installation again';
 CREATE TRIGGER installation_changed AFTER INSERT OR UPDATE OR DELETE ON leasehold_internal.installation
-    FOR EACH STATEMENT EXECUTE FUNCTION leasehold_internal.installation_changed();
+    FOR EACH STATEMENT EXECUTE FUNCTION leasehold_internal.relation_changed();
 CREATE TRIGGER installation_changed AFTER INSERT OR UPDATE OR DELETE ON leasehold_internal.allowed_hosts
-    FOR EACH STATEMENT EXECUTE FUNCTION leasehold_internal.installation_changed();
+    FOR EACH STATEMENT EXECUTE FUNCTION leasehold_internal.relation_changed();
 -- in a restore that switches triggers off, too
 ALTER TABLE leasehold_internal.installation ENABLE ALWAYS TRIGGER installation_changed;
 ALTER TABLE leasehold_internal.allowed_hosts ENABLE ALWAYS TRIGGER installation_changed;

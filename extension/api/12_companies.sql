@@ -36,13 +36,10 @@ COMMENT ON POLICY new_company ON leasehold.companies IS
     'A company that is being made cannot be visible before; only create_company() has the privilege to insert';
 SELECT leasehold_internal.protect('leasehold.company_members', 'viewer');
 
-CREATE FUNCTION leasehold_internal.members_changed() RETURNS trigger
-    LANGUAGE c AS 'MODULE_PATHNAME', 'leasehold_relation_changed';
-COMMENT ON FUNCTION leasehold_internal.members_changed() IS 'Tells every backend to read the memberships again';
 CREATE TRIGGER members_changed AFTER INSERT OR UPDATE OR DELETE ON leasehold.company_members
-    FOR EACH STATEMENT EXECUTE FUNCTION leasehold_internal.members_changed();
+    FOR EACH STATEMENT EXECUTE FUNCTION leasehold_internal.relation_changed();
 CREATE TRIGGER members_truncated AFTER TRUNCATE ON leasehold.company_members
-    FOR EACH STATEMENT EXECUTE FUNCTION leasehold_internal.members_changed();
+    FOR EACH STATEMENT EXECUTE FUNCTION leasehold_internal.relation_changed();
 
 -- Refuses unless the company is in use.
 CREATE FUNCTION leasehold_internal.require_active_company(company_id uuid) RETURNS void

@@ -234,19 +234,12 @@ BEGIN
     END IF;
     PERFORM leasehold_internal.record(v_company, 'agent.archived', 'agent', archive_agent.agent_id::text,
         agent_id => archive_agent.agent_id);
-    -- all of them first, by id: what ends and what goes on is told apart once
-    PERFORM FROM leasehold.leases AS l
-      WHERE l.company_id = v_company AND l.agent_id = archive_agent.agent_id AND leasehold_internal.may_have_resource(l.status)
-      ORDER BY l.id FOR NO KEY UPDATE;
-    -- nobody could take its parked resources into use again; what is in use is not parked any more
-    PERFORM leasehold_internal.end_company_leases(v_company,
+    -- nobody could take its parked resources into use again
+    PERFORM leasehold_internal.retire_leases(v_company,
         ARRAY(SELECT l.id FROM leasehold.leases AS l
                WHERE l.company_id = v_company AND l.agent_id = archive_agent.agent_id
-                 AND l.status IN ('retained', 'releasing', 'pending_cleanup')),
-        'expired', 'delete', 'agent_archived');
-    UPDATE leasehold.leases AS l SET policy = 'ephemeral'
-     WHERE l.company_id = v_company AND l.agent_id = archive_agent.agent_id AND l.policy = 'reuse_by_environment'
-       AND l.status IN ('acquiring', 'active', 'resuming');
+                 AND leasehold_internal.may_have_resource(l.status)),
+        'agent_archived', unused_too => false, not_to_be_parked => '{reuse_by_environment}');
     PERFORM leasehold_internal.warn_if_unserved();
 END
 $$;
@@ -400,20 +393,13 @@ BEGIN
         'issue', v_issue.id::text,
         pg_catalog.jsonb_build_object('status', v_issue.status, 'closed', v_issue.closed), issue_id => v_issue.id);
     IF v_issue.closed THEN
-        -- all of them first, by id: what ends and what goes on is told apart once
-        PERFORM FROM leasehold.leases AS l
-          WHERE l.company_id = v_company AND l.issue_id = v_issue.id AND leasehold_internal.may_have_resource(l.status)
-          ORDER BY l.id FOR NO KEY UPDATE;
-        -- a lease that a run holds ends with its run, and is not parked then
-        PERFORM leasehold_internal.end_company_leases(v_company,
+        -- a lease that a run holds ends with its run
+        PERFORM leasehold_internal.retire_leases(v_company,
             ARRAY(SELECT l.id FROM leasehold.leases AS l
                    WHERE l.company_id = v_company AND l.issue_id = v_issue.id
-                     AND (l.status IN ('retained', 'releasing', 'pending_cleanup')
-                          OR l.run_id IS NULL AND leasehold_internal.may_have_resource(l.status))),
-            'expired', 'delete', 'issue_terminal_' || v_issue.status);
-        UPDATE leasehold.leases AS l SET policy = 'ephemeral'
-         WHERE l.company_id = v_company AND l.issue_id = v_issue.id AND l.policy <> 'ephemeral'
-           AND l.status IN ('acquiring', 'active', 'resuming');
+                     AND leasehold_internal.may_have_resource(l.status)),
+            'issue_terminal_' || v_issue.status, unused_too => true,
+            not_to_be_parked => '{reuse_by_environment,retain_on_failure}');
     END IF;
     RETURN v_issue.id;
 END

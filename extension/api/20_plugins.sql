@@ -50,13 +50,10 @@ COMMENT ON TABLE leasehold.provider_access IS
 SELECT leasehold_internal.protect('leasehold.provider_access', 'viewer');
 
 -- Plugins and providers tell workers when they change.
-CREATE FUNCTION leasehold_internal.plugins_changed() RETURNS trigger
-    LANGUAGE c AS 'MODULE_PATHNAME', 'leasehold_relation_changed';
-COMMENT ON FUNCTION leasehold_internal.plugins_changed() IS 'Has workers and sessions read again what they keep of the table';
 CREATE TRIGGER plugins_changed AFTER INSERT OR UPDATE OR DELETE ON leasehold.plugins
-    FOR EACH STATEMENT EXECUTE FUNCTION leasehold_internal.plugins_changed();
+    FOR EACH STATEMENT EXECUTE FUNCTION leasehold_internal.relation_changed();
 CREATE TRIGGER plugins_changed AFTER INSERT OR UPDATE OR DELETE ON leasehold.providers
-    FOR EACH STATEMENT EXECUTE FUNCTION leasehold_internal.plugins_changed();
+    FOR EACH STATEMENT EXECUTE FUNCTION leasehold_internal.relation_changed();
 
 -- Returns the manifest, or refuses it.
 CREATE FUNCTION leasehold_internal.check_manifest(manifest jsonb) RETURNS jsonb

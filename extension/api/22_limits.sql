@@ -17,11 +17,11 @@ SELECT leasehold_internal.protect('leasehold.limits', 'viewer');
 CREATE POLICY installation ON leasehold.limits FOR SELECT USING (company_id = '00000000-0000-0000-0000-000000000000');
 COMMENT ON POLICY installation ON leasehold.limits IS 'The installation''s own limits hold for everybody and hide nothing';
 CREATE TRIGGER limits_changed AFTER INSERT OR UPDATE OR DELETE ON leasehold.limits
-    FOR EACH STATEMENT EXECUTE FUNCTION leasehold_internal.plugins_changed();
+    FOR EACH STATEMENT EXECUTE FUNCTION leasehold_internal.relation_changed();
 
 -- workers have to know how many there are: a company's part of a provider depends on it
 CREATE TRIGGER companies_changed AFTER INSERT OR UPDATE OR DELETE ON leasehold.companies
-    FOR EACH STATEMENT EXECUTE FUNCTION leasehold_internal.plugins_changed();
+    FOR EACH STATEMENT EXECUTE FUNCTION leasehold_internal.relation_changed();
 
 -- Starts of the last minute, kept only where a limit of starts applies.
 CREATE TABLE leasehold_internal.lease_starts (

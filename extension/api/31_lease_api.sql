@@ -40,11 +40,11 @@ COMMENT ON FUNCTION leasehold_internal.environment_facts(uuid, text) IS
 
 -- each of these tables says something that the sessions keep
 CREATE TRIGGER facts_changed AFTER INSERT OR UPDATE OR DELETE ON leasehold_internal.environments
-    FOR EACH STATEMENT EXECUTE FUNCTION leasehold_internal.plugins_changed();
+    FOR EACH STATEMENT EXECUTE FUNCTION leasehold_internal.relation_changed();
 CREATE TRIGGER facts_changed AFTER INSERT OR UPDATE OR DELETE ON leasehold_internal.environment_configs
-    FOR EACH STATEMENT EXECUTE FUNCTION leasehold_internal.plugins_changed();
+    FOR EACH STATEMENT EXECUTE FUNCTION leasehold_internal.relation_changed();
 CREATE TRIGGER facts_changed AFTER INSERT OR UPDATE OR DELETE ON leasehold.provider_access
-    FOR EACH STATEMENT EXECUTE FUNCTION leasehold_internal.plugins_changed();
+    FOR EACH STATEMENT EXECUTE FUNCTION leasehold_internal.relation_changed();
 
 CREATE FUNCTION leasehold_internal.write_lease_request(
         company_id uuid, id uuid, environment_id uuid, config_version integer, provider text, provider_version text,
@@ -392,6 +392,31 @@ END
 $$;
 COMMENT ON FUNCTION leasehold_internal.end_company_leases(uuid, uuid[], text, text, text) IS
     'end_leases() for leases of one company';
+
+-- For leases whose purpose is over: what is parked or on its way there goes, and
+-- what is in use goes on, of the policies given not to be parked when it ends.
+CREATE FUNCTION leasehold_internal.retire_leases(
+        company_id uuid, lease_ids uuid[], reason text, unused_too boolean, not_to_be_parked text[])
+    RETURNS void LANGUAGE plpgsql VOLATILE AS $$
+BEGIN
+    -- all of them first, by id: what ends and what goes on is told apart once
+    PERFORM FROM leasehold.leases AS l
+      WHERE l.company_id = retire_leases.company_id AND l.id = ANY (lease_ids)
+        AND leasehold_internal.may_have_resource(l.status)
+      ORDER BY l.id FOR NO KEY UPDATE;
+    PERFORM leasehold_internal.end_company_leases(retire_leases.company_id,
+        ARRAY(SELECT l.id FROM leasehold.leases AS l
+               WHERE l.company_id = retire_leases.company_id AND l.id = ANY (lease_ids)
+                 AND (l.status IN ('retained', 'releasing', 'pending_cleanup')
+                      OR unused_too AND l.run_id IS NULL AND leasehold_internal.may_have_resource(l.status))),
+        'expired', 'delete', retire_leases.reason);
+    UPDATE leasehold.leases AS l SET policy = 'ephemeral'
+     WHERE l.company_id = retire_leases.company_id AND l.id = ANY (lease_ids)
+       AND l.policy = ANY (not_to_be_parked) AND l.status IN ('acquiring', 'active', 'resuming');
+END
+$$;
+COMMENT ON FUNCTION leasehold_internal.retire_leases(uuid, uuid[], text, boolean, text[]) IS
+    'Ends what is parked of leases whose purpose is over, and what no run holds if asked; the others end with their use';
 
 -- Those among these leases whose cleanup waits for its next try have it now; who
 -- asks gives a new reason.

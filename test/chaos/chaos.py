@@ -137,7 +137,7 @@ class Server:
         connection.autocommit = True
         return connection
 
-    def query_patiently(self, sql):
+    def rows(self, sql):
         """For the reckoning: the last kill may just have been, and take the connection with it."""
         deadline = time.monotonic() + 120
         while True:
@@ -309,9 +309,9 @@ def settle(server, tap):
     deadline = time.monotonic() + PATIENCE_S
     pending = None
     while time.monotonic() < deadline:
-        pending = rows(server, "SELECT status, count(*) FROM leasehold.leases WHERE status NOT IN"
-                       " ('released', 'expired', 'failed', 'irrevocable') GROUP BY 1")
-        strays = rows(server, "SELECT count(*) FROM leasehold_internal.calls WHERE operation = 'destroy_stray'")[0][0]
+        pending = server.rows("SELECT status, count(*) FROM leasehold.leases WHERE status NOT IN"
+              " ('released', 'expired', 'failed', 'irrevocable') GROUP BY 1")
+        strays = server.rows("SELECT count(*) FROM leasehold_internal.calls WHERE operation = 'destroy_stray'")[0][0]
         if not pending and not strays:
             return True
         time.sleep(0.3)
@@ -319,19 +319,15 @@ def settle(server, tap):
     return False
 
 
-def rows(server, sql):
-    return server.query_patiently(sql)
-
-
 def check_rows_and_events(server, tap, clients):
-    statuses = dict(rows(server, "SELECT status, count(*) FROM leasehold.leases GROUP BY 1"))
+    statuses = dict(server.rows("SELECT status, count(*) FROM leasehold.leases GROUP BY 1"))
     tap.note(f"leases: {statuses}")
     known = {lease for client in clients for lease, _ in client.ended.values()}
-    missing = known - {row[0] for row in rows(server, "SELECT id::text FROM leasehold.leases")}
+    missing = known - {row[0] for row in server.rows("SELECT id::text FROM leasehold.leases")}
     tap.ok(not missing, "every lease that a client saw end is there", missing)
 
     # exactly one event of each kind that the row speaks of
-    wrong = rows(server, """
+    wrong = server.rows("""
         SELECT l.id, l.status, e.* FROM leasehold.leases AS l
         LEFT JOIN (SELECT a.company_id, a.entity_id,
                           count(*) FILTER (WHERE a.action = 'environment.lease_requested') AS requested,
@@ -430,7 +426,7 @@ def play(tap, args, variant, synchronous_commit, leases, kills):
             check_nothing_left(tap, state, statuses)
         else:
             left = {resource["leaseId"] for resource in state["resources"]}
-            irrevocable = {row[0] for row in rows(server, "SELECT id::text FROM leasehold.leases WHERE status = 'irrevocable'")}
+            irrevocable = {row[0] for row in server.rows("SELECT id::text FROM leasehold.leases WHERE status = 'irrevocable'")}
             tap.ok(left <= irrevocable, "plain: no resource is unaccounted for", left - irrevocable)
             again = sent_again(double)
             tap.ok(not again, "plain: no request with an unknown outcome was sent again", again)
