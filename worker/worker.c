@@ -42,8 +42,11 @@
 
 #include "clock_watch.h"
 #include "event_loop.h"
+#include "handover.h"
+#include "housekeeping.h"
 #include "http_client.h"
 #include "installation.h"
+#include "installation_check.h"
 #include "planning.h"
 #include "plugins.h"
 #include "queue.h"
@@ -68,7 +71,6 @@ static void worker_loop(void) pg_attribute_noreturn();
 static int64 worker_wait_ms(TimestampTz now, TimestampTz next);
 static void worker_publish(void);
 static bool answers_waiting(TimestampTz now, TimestampTz *next);
-static bool may_write(RoundState state);
 
 void
 leasehold_worker_main(Datum main_arg)
@@ -88,7 +90,7 @@ leasehold_worker_main(Datum main_arg)
 	dlist_init(&worker.out);
 	worker_attach(DatumGetObjectId(main_arg), part);
 	announcements = worker.database->announcements;
-	if (!worker_become_role() || round_check() == ROUND_NO_EXTENSION)
+	if (!worker_become_role() || installation_check() == INSTALLATION_ABSENT)
 		leave_database(announcements);
 	if (!worker.database->wanted)
 	{
@@ -295,7 +297,7 @@ worker_capacity(void)
 static void
 worker_loop(void)
 {
-	RoundState	state = ROUND_HELD;
+	InstallationState state = INSTALLATION_HELD;
 	TimestampTz next_housekeeping = 0;
 	TimestampTz next_check = 0;
 	TimestampTz next = 0;
@@ -312,7 +314,7 @@ worker_loop(void)
 		if (ShutdownRequestPending)
 		{
 			QueryCancelPending = false;
-			round_give_back();
+			handover_give_back();
 			worker.shared->dismissed = true;
 			proc_exit(1);
 		}
@@ -349,22 +351,22 @@ worker_loop(void)
 		check = now >= next_check;
 		if (woken || check || now >= next || answers_waiting(now, &answers_at))
 		{
-			RoundState	was = state;
+			InstallationState was = state;
 			uint32		announcements;
 
 			announcements = worker.database->announcements;
-			state = round_check();
-			if (state == ROUND_NO_EXTENSION)
+			state = installation_check();
+			if (state == INSTALLATION_ABSENT)
 				leave_database(announcements);
-			if (may_write(state) && !may_write(was))
+			if (installation_may_write(state) && !installation_may_write(was))
 			{
-				round_recover();
+				handover_take();
 				check = true;
 				next_housekeeping = 0;
 			}
-			if (may_write(state) && now >= next_housekeeping)
+			if (installation_may_write(state) && now >= next_housekeeping)
 			{
-				round_housekeep();
+				housekeeping_run();
 				next_housekeeping = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
 																setting_housekeeping_interval * INT64CONST(1000));
 				check = true;
@@ -381,7 +383,7 @@ worker_loop(void)
 		/* outside of a round there is nothing to cancel */
 		if (ShutdownRequestPending)
 			continue;
-		if (may_write(state))
+		if (installation_may_write(state))
 			next = Min(next, next_housekeeping);
 		event_loop_wait(worker_wait_ms(now, Min(next, next_check)), PG_WAIT_EXTENSION);
 	}
@@ -418,13 +420,6 @@ answers_waiting(TimestampTz now, TimestampTz *next)
 			*next = call->apply_after;
 	}
 	return false;
-}
-
-/* Whether this is our installation, whose rows we may change. */
-static bool
-may_write(RoundState state)
-{
-	return state == ROUND_SERVING || state == ROUND_PAUSED;
 }
 
 void

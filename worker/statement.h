@@ -1,0 +1,37 @@
+/*
+ * statement.h
+ *		A worker's statements: plans that are kept, and parameters for them.
+ *
+ * Everything here is called within a transaction that is connected to SPI
+ * (transaction_run()).  Datums are allocated in the current memory context, or
+ * point to what they were made of.
+ */
+#ifndef LEASEHOLD_STATEMENT_H
+#define LEASEHOLD_STATEMENT_H
+
+#include "executor/spi.h"
+
+#include "queue.h"
+
+/*
+ * The plan of a query, which is prepared once and kept for good in *plan, NULL
+ * before.  Raises an error if it cannot be prepared; *plan is still NULL then.
+ */
+extern SPIPlanPtr statement_prepared(SPIPlanPtr *plan, const char *query, int count, const Oid *types);
+
+/* Arrays of the parts of keys, in their order. */
+extern Datum statement_companies(const QueueKey *keys, int count);
+extern Datum statement_subjects(const QueueKey *keys, int count);
+extern Datum statement_slots(const QueueKey *keys, int count);
+
+/* A call's slot in the dispatch table; a constant. */
+extern const char *statement_slot(const QueueKey *key);
+
+/* The shards that fall to this worker. */
+extern Datum statement_my_shards(void);
+
+/* NULL becomes a null. */
+extern Datum statement_text(const char *text, bool *isnull);
+extern Datum statement_texts(char **texts, int count);
+
+#endif							/* LEASEHOLD_STATEMENT_H */
