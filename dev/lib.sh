@@ -196,7 +196,7 @@ make_private_pg() {
         ' sh "$made_from" "$SYSTEM_PG" "$SYSTEM_SHARE" "$SYSTEM_INCLUDE" "${SANITIZE:-}" "$WORK/src/dev/sanitize.c" <<SCRIPT
 #!/bin/bash
 # under its own name, which \`pg_ctl restart\` will want to start
-export LD_PRELOAD='$WORK/pg/sanitize.so $(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libubsan.so)'
+export LD_PRELOAD='$WORK/pg/sanitize.so $(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libubsan.so)'\${LD_PRELOAD:+ \$LD_PRELOAD}
 exec -a "\$0" '$BIN/postgres.real' "\$@"
 SCRIPT
 }

@@ -48,7 +48,7 @@ def prove(place: Place, name: str, arguments: list[str], environment: dict[str, 
         elif re.match(r"not ok \d+", line):
             outcome.failed += not todo
             outcome.passed += bool(todo)
-        elif match := re.match(r"1\.\.0 # skip\s*(.*)", line, re.IGNORECASE):
+        elif match := re.match(r"(?:1\.\.0 # skip|\S+ \.+ skipped:)\s*(.*)", line, re.IGNORECASE):
             outcome.skipped += 1
             outcome.detail.append(match[1])
         # failures, those within subtests included, with what is said of them
