@@ -47,6 +47,7 @@ help:
 	@echo 'make lint             the checks of the source code alone'
 	@echo 'make format           formats the C code in place'
 	@echo 'make bench            measures'
+	@echo 'make clean            removes what `make` built; rm -rf build (after make demo-stop) the rest'
 
 check:
 	@T='$(T)' dev/check.sh
@@ -69,7 +70,7 @@ bench soak format:
 else
 PGXS := $(shell $(PG_CONFIG) --pgxs)
 ifeq ($(PGXS),)
-$(error PostgreSQL 15 for development is missing: see README.md, or run `make check`, which installs what it needs)
+$(error PostgreSQL 15 for development is missing: see README.md, or run `make demo`, which installs what it needs)
 endif
 include $(PGXS)
 

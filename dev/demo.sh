@@ -11,7 +11,7 @@ TOP=$(cd "$(dirname "$0")/.." && pwd)
 . "$TOP/dev/lib.sh"
 choose_work_dir
 SERVER=$TOP/dev/private-server.sh
-DEMO=$WORK/demo
+ELSEWHERE=${LEASEHOLD_WORK:+LEASEHOLD_WORK=$LEASEHOLD_WORK }	# what a command needs in front to find it all
 
 # the provider's process, if it is there and still is what it was
 provider_pid() {
@@ -56,14 +56,15 @@ make_database() {
     fi
     say "making the database demo"
     "$SERVER" psql -X -q -v ON_ERROR_STOP=1 -c 'SET client_min_messages = warning' \
-        -c 'DROP DATABASE IF EXISTS demo WITH (FORCE)' -c 'CREATE DATABASE demo'
+        -c 'SET leasehold.allow_drop = on' -c 'DROP DATABASE IF EXISTS demo WITH (FORCE)' -c 'CREATE DATABASE demo'
     as_server_user sh -c 'mkdir -p demo && rm -f demo/sandboxes && cat >demo/made-with' <<MADE
 $made_with
 MADE
 }
 
 start() {
-    need_packages python3
+    # shellcheck disable=SC2086 # a list of words
+    need_packages python3 $BUILD_PACKAGES
     say "building, and starting a private server in $WORK"
     "$SERVER" start
     stop_provider
@@ -75,11 +76,12 @@ start() {
 
 The server and the provider go on running. Try for yourself:
 
-    dev/private-server.sh psql -d demo -U demo_agent      the agent's view
-    dev/private-server.sh psql -d demo -U demo_admin      the administrator's
-    http://127.0.0.1:$port/_admin/state                   what the provider holds
-    make demo                                             once more
-    make demo-stop                                        stops both; the data stays in $WORK
+the agent's view            ${ELSEWHERE}dev/private-server.sh psql -d demo -U demo_agent
+the administrator's         ${ELSEWHERE}dev/private-server.sh psql -d demo -U demo_admin
+what the provider holds     curl http://127.0.0.1:$port/_admin/state
+once more                   ${ELSEWHERE}make demo
+stop both                   ${ELSEWHERE}make demo-stop
+                            The data stays in $WORK; removing that directory removes everything.
 END
 }
 

@@ -51,6 +51,8 @@ SELECT id AS agent FROM leasehold.agents LIMIT 1 \gset
 \echo '--- The agent asks for a lease. The answer comes at once; the worker calls the provider after the commit.'
 \set ECHO queries
 SELECT leasehold.request_lease('sandbox', agent_id => :'agent', ttl => '10 minutes') AS lease \gset
+\echo :lease
+\echo
 SELECT status, done, provider_lease_id, expires_at FROM leasehold.wait_for_lease(:'lease', '30 seconds');
 SELECT leasehold.renew_lease(:'lease', '20 minutes') AS expires_at;
 

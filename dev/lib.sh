@@ -39,7 +39,7 @@ need_packages() {
 
     if [ "$(id -u)" = 0 ]; then root=; else root=sudo; fi
     if [ -n "$root" ] && ! command -v sudo >/dev/null; then
-        die "these Debian packages are missing, and neither root nor sudo is at hand:$missing"
+        die "Debian packages are missing, and neither root nor sudo is at hand. Have somebody run: apt-get install$missing"
     fi
     say "installing Debian packages:$missing"
     $root apt-get update -qq || say "the package lists could not be refreshed; going on with the present ones"

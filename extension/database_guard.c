@@ -9,10 +9,11 @@
  * when its transaction has ended, however it ended, they may come back.  A hold
  * whose backend has died does not count.
  *
- * Dropping the extension while resources are live or unknown would leave them
- * running and billed with nobody who knows, so it is refused unless
- * leasehold.allow_drop is on.  An event trigger sees to it that this library
- * is loaded when a drop begins.
+ * Dropping the extension or its database while resources are live or unknown
+ * would leave them running and billed with nobody who knows, so it is refused
+ * unless leasehold.allow_drop is on.  An event trigger sees to it that this
+ * library is loaded when a drop of the extension begins.  Of another database a
+ * worker says on its way out what is left there; where none runs, nobody knows.
  */
 #include "postgres.h"
 #include "compat.h"
@@ -86,7 +87,8 @@ static void guard_process_utility(PlannedStmt *pstmt, const char *queryString,
 static void guard_object_access(ObjectAccessType access, Oid classId, Oid objectId,
 								int subId, void *arg);
 static const char *database_needed_alone(Node *statement);
-static void stand_aside(const char *database);
+static SharedDatabase *stand_aside(const char *database);
+static void guard_database(const char *database, SharedDatabase *entry);
 static bool workers_gone(SharedDatabase *entry, bool terminate);
 static void come_back(ResourceReleasePhase phase, bool isCommit, bool isTopLevel, void *arg);
 static const GuardedTable *guarded_table(Oid relid);
@@ -127,7 +129,12 @@ guard_process_utility(PlannedStmt *pstmt, const char *queryString,
 	ProcessUtility_hook_type next = prev_process_utility ? prev_process_utility : standard_ProcessUtility;
 
 	if (database != NULL)
-		stand_aside(database);
+	{
+		SharedDatabase *entry = stand_aside(database);
+
+		if (entry != NULL && IsA(pstmt->utilityStmt, DropdbStmt) && !setting_allow_drop)
+			guard_database(database, entry);
+	}
 	next(pstmt, queryString, readOnlyTree, context, params, queryEnv, dest, qc);
 
 	/* it may have another database to serve, or one less */
@@ -173,9 +180,9 @@ database_needed_alone(Node *statement)
 /*
  * Holds the database's workers off until the transaction ends, and waits until
  * they are gone.  If they do not go in time the command is run anyway: the
- * server then says who is connected.
+ * server then says who is connected.  Returns NULL if there was nothing to do.
  */
-static void
+static SharedDatabase *
 stand_aside(const char *database)
 {
 	Oid			oid = get_database_oid(database, true);
@@ -184,11 +191,12 @@ stand_aside(const char *database)
 
 	/* the command will be refused: that must not disturb the workers */
 	if (entry == NULL || !pg_database_ownercheck(oid, GetUserId()))
-		return;
+		return NULL;
 
 	held_entry = entry;
 	LWLockAcquire(shared_state->lock, LW_EXCLUSIVE);
 	entry->held_off_by = MyProcPid;
+	entry->resources_left = SHARED_LEFT_UNKNOWN;
 	LWLockRelease(shared_state->lock);
 
 	give_up = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), STAND_ASIDE_LIMIT_MS);
@@ -201,6 +209,29 @@ stand_aside(const char *database)
 		ResetLatch(MyLatch);
 		CHECK_FOR_INTERRUPTS();
 	}
+	return entry;
+}
+
+/*
+ * Refuses to drop a database for which providers hold something.  The workers
+ * that told of it come back when the transaction has failed.
+ */
+static void
+guard_database(const char *database, SharedDatabase *entry)
+{
+	int64		left = entry->resources_left;
+
+	if (left > 0)
+		ereport(ERROR,
+				(leasehold_error(LHE_DROP_GUARDED),
+				 errmsg_plural("cannot drop database \"%s\" while %lld resource is held for it",
+							   "cannot drop database \"%s\" while %lld resources are held for it",
+							   (unsigned long) left, database, (long long) left),
+				 errhint("Call leasehold.drain_installation() there and wait for the leases to end, or set leasehold.allow_drop to abandon the resources.")));
+	if (left == SHARED_LEFT_UNKNOWN && entry->wanted)
+		ereport(WARNING,
+				(errmsg("nobody could tell whether resources are held for database \"%s\"", database),
+				 errdetail("None of its workers was running.")));
 }
 
 static bool

@@ -115,7 +115,7 @@ settings_define(void)
 	}
 
 	DefineCustomBoolVariable("leasehold.allow_drop",
-							 "Allows DROP EXTENSION while remote resources may still exist.",
+							 "Allows DROP EXTENSION and DROP DATABASE while remote resources may still exist.",
 							 NULL, &setting_allow_drop, false, PGC_SUSET, 0,
 							 NULL, NULL, NULL);
 	DefineCustomBoolVariable("leasehold.allow_fake_provider",

@@ -180,6 +180,7 @@ shared_reset_entry(SharedDatabase *entry, Oid database)
 	entry->wanted = false;
 	entry->absent = false;
 	entry->held_off_by = 0;
+	entry->resources_left = SHARED_LEFT_UNKNOWN;
 	entry->complaint[0] = '\0';
 	for (int w = 0; w < SHARED_MAX_WORKERS; w++)
 	{

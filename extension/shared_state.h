@@ -80,6 +80,8 @@ typedef struct SharedWorker
 	SharedProvider providers[SHARED_MAX_PROVIDERS];
 } SharedWorker;
 
+#define SHARED_LEFT_UNKNOWN		(-1)
+
 typedef struct SharedDatabase
 {
 	Oid			oid;			/* InvalidOid: unused */
@@ -87,6 +89,7 @@ typedef struct SharedDatabase
 	bool		absent;			/* a worker found that the extension is not here */
 	uint32		announcements;	/* how often it was said that it is */
 	int			held_off_by;	/* pid of a backend that needs the database alone, or 0 */
+	int64		resources_left; /* told by a worker that was held off, or SHARED_LEFT_UNKNOWN */
 	char		complaint[SHARED_REASON_SIZE];	/* why workers cannot be started */
 	SharedWorker workers[SHARED_MAX_WORKERS];
 	ConditionVariable waiters[SHARED_WAIT_BUCKETS];

@@ -76,6 +76,7 @@ typedef struct Call
 	char	  **supported_methods;	/* METHOD_INITIALIZE */
 	int			supported_method_count;
 
+	bool		not_asked;		/* the outcome says nothing about the provider */
 	bool		provider_failed;	/* counts for a circuit breaker */
 	bool		transport_failed;	/* it never came to the provider: counts for the provider's own */
 	void	   *transport;		/* the provider's own state while it is out */

@@ -285,12 +285,8 @@ start_claimed(Claims *claims)
 		worker.shared->started_calls++;
 		if (call->outcome != OUTCOME_NONE)
 		{
-			QueueShare *queue = call->queue;
-
-			/* a verdict says nothing about the provider */
-			call->queue = NULL;
+			call->not_asked = true;
 			worker_call_finished(call);
-			call->queue = queue;
 		}
 		else
 			provider_start(call);

@@ -36,6 +36,7 @@ static void withdraw_unsent(void);
 static void store_finished(void);
 static void give_back_work(void *arg);
 static void recover_calls(int64 epoch, bool crashed);
+static void count_left_work(void *arg);
 
 void
 handover_take(void)
@@ -138,4 +139,27 @@ recover_calls(int64 epoch, bool crashed)
 	if (SPI_execute_with_args("SELECT leasehold_internal.recover_calls($1, $2, $3, $4)", 4,
 							  (Oid[]) {INT8OID, INT2ARRAYOID, INT4OID, BOOLOID}, args, NULL, false, 1) != SPI_OK_SELECT)
 		elog(ERROR, "could not queue the calls of a worker again");
+}
+
+void
+handover_tell_left(InstallationState state)
+{
+	int64		left = 0;
+
+	QueryCancelPending = false;
+	transaction_fresh_memory();
+	if (installation_may_write(state) && !transaction_run("counting what is left", count_left_work, &left))
+		return;
+	if (installation_may_write(state) || state == INSTALLATION_HELD || state == INSTALLATION_EMPTY)
+		worker.database->resources_left = left;
+}
+
+static void
+count_left_work(void *arg)
+{
+	bool		isnull;
+
+	if (SPI_execute("SELECT leasehold_internal.resources_left()", true, 1) != SPI_OK_SELECT)
+		elog(ERROR, "could not count what is left");
+	*(int64 *) arg = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
 }

@@ -5,6 +5,8 @@
 #ifndef LEASEHOLD_HANDOVER_H
 #define LEASEHOLD_HANDOVER_H
 
+#include "installation_check.h"
+
 /*
  * Takes over what an earlier worker left, sets worker.epoch, and has the next
  * round read everything.  Before the first round that may write; outside of any
@@ -20,5 +22,12 @@ extern void handover_take(void);
  * of any transaction.
  */
 extern void handover_give_back(void);
+
+/*
+ * Tells whoever needs the database alone how many resources providers hold, or
+ * may hold, for it: none if the installation is a copy's.  Last of all, outside
+ * of any transaction.  If it cannot be found out, it stays unknown.
+ */
+extern void handover_tell_left(InstallationState state);
 
 #endif							/* LEASEHOLD_HANDOVER_H */

@@ -813,6 +813,28 @@ is_quiet(const QueueProvider *provider)
 }
 
 void
+queue_obey_resets(SharedWorker *shared)
+{
+	HASH_SEQ_STATUS seq;
+	QueueProvider *provider;
+
+	hash_seq_init(&seq, providers);
+	while ((provider = hash_seq_search(&seq)) != NULL)
+	{
+		bool		reset;
+
+		if (provider->shared == NULL)
+			continue;
+		SpinLockAcquire(&shared->mutex);
+		reset = provider->shared->reset_breaker;
+		provider->shared->reset_breaker = false;
+		SpinLockRelease(&shared->mutex);
+		if (reset)
+			reset_breakers(provider);
+	}
+}
+
+void
 queue_publish(SharedWorker *shared)
 {
 	HASH_SEQ_STATUS seq;
@@ -824,19 +846,12 @@ queue_publish(SharedWorker *shared)
 	{
 		SharedProvider *slot = provider->shared;
 		const Breaker *breaker;
-		bool		reset;
 
 		forget_unused(provider, now);
 		if (slot == NULL)
 			slot = provider->shared = slot_for(provider, shared);
 		if (slot == NULL)
 			continue;
-		SpinLockAcquire(&shared->mutex);
-		reset = slot->reset_breaker;
-		slot->reset_breaker = false;
-		SpinLockRelease(&shared->mutex);
-		if (reset)
-			reset_breakers(provider);
 		breaker = reported_breaker(provider);
 
 		SpinLockAcquire(&shared->mutex);

@@ -69,7 +69,13 @@ extern void queue_report(const QueueKey *key, bool failed, bool unreachable, Tim
 /* The clock was set back: what is held back is not longer than it would have been. */
 extern void queue_clock_set_back(TimestampTz now);
 
-/* Copies the providers' figures to shared memory and obeys requests found there. */
+/*
+ * Closes the breakers that somebody wants closed, as shared memory says; before
+ * calls are taken, so that theirs are among them.
+ */
+extern void queue_obey_resets(SharedWorker *shared);
+
+/* Copies the providers' figures to shared memory. */
 extern void queue_publish(SharedWorker *shared);
 
 /* The limits of call_limits.c have changed. */

@@ -137,7 +137,7 @@ when_to_come_again(const Round *round)
 static TimestampTz
 run_one_by_one(Round *round)
 {
-	bool		general = transaction_trouble_is_general();
+	bool		lasting = transaction_trouble_is_general() || !transaction_trouble_passes();
 	bool		any;
 
 	worker.shared->failed_batches++;
@@ -148,7 +148,7 @@ run_one_by_one(Round *round)
 	any |= claims_one_by_one(&round->claims);
 	transaction_forget_locks();
 	woken_tell(&round->woken);
-	return pause_after_trouble(general && !any);
+	return pause_after_trouble(lasting && !any);
 }
 
 /*

@@ -297,7 +297,7 @@ worker_capacity(void)
 static void
 worker_loop(void)
 {
-	InstallationState state = INSTALLATION_HELD;
+	InstallationState state = INSTALLATION_ABSENT;	/* not looked at yet */
 	TimestampTz next_housekeeping = 0;
 	TimestampTz next_check = 0;
 	TimestampTz next = 0;
@@ -310,11 +310,15 @@ worker_loop(void)
 		TimestampTz answers_at;
 		bool		woken;
 		bool		check;
+		int64		wait_ms;
+		long		report_ms;
 
 		if (ShutdownRequestPending)
 		{
 			QueryCancelPending = false;
 			handover_give_back();
+			if (shared_held_off(worker.database))
+				handover_tell_left(state);
 			worker.shared->dismissed = true;
 			proc_exit(1);
 		}
@@ -371,6 +375,7 @@ worker_loop(void)
 																setting_housekeeping_interval * INT64CONST(1000));
 				check = true;
 			}
+			queue_obey_resets(worker.shared);
 			next = round_run(state, check);
 			if (check)
 				next_check = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), setting_idle_check * INT64CONST(1000));
@@ -385,7 +390,10 @@ worker_loop(void)
 			continue;
 		if (installation_may_write(state))
 			next = Min(next, next_housekeeping);
-		event_loop_wait(worker_wait_ms(now, Min(next, next_check)), PG_WAIT_EXTENSION);
+		wait_ms = worker_wait_ms(now, Min(next, next_check));
+		/* statistics of a busy moment, which the server wanted later */
+		report_ms = pgstat_report_stat(false);
+		event_loop_wait(report_ms > 0 ? Min(wait_ms, report_ms) : wait_ms, PG_WAIT_EXTENSION);
 	}
 }
 
@@ -429,7 +437,7 @@ worker_call_finished(Call *call)
 
 	Assert(call->outcome != OUTCOME_NONE);
 	/* being told to wait is neither success nor failure */
-	if (call->outcome != OUTCOME_THROTTLED && call->queue != NULL)
+	if (call->outcome != OUTCOME_THROTTLED && !call->not_asked && call->queue != NULL)
 		queue_report(&call->key, call->provider_failed, call->transport_failed, now);
 	queue_end(&call->key);
 	dlist_delete(&call->node);

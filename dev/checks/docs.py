@@ -189,7 +189,7 @@ def make_database(server: Server, database: str, name: str) -> None:
 
 
 def drop_database(server: Server, database: str) -> None:
-    server.sql("postgres", f"DROP DATABASE IF EXISTS {database} WITH (FORCE)")
+    server.sql("postgres", f"SET leasehold.allow_drop = on; DROP DATABASE IF EXISTS {database} WITH (FORCE)")
     for role in ROLES:
         server.sql("postgres", f"DROP ROLE IF EXISTS {role}")
 

@@ -280,7 +280,7 @@ def sql_suite(suite: str, scripts: str, extension: str) -> Suite:
                 server.sql(database, f"CREATE EXTENSION {extension}; CREATE EXTENSION leasehold")
                 yield prove(place, file, ["-b", f"{place.bin}/psql", "-h", server.sockets, "-U", "postgres",
                                           "-d", database, file], place.environment(), "pg_prove")
-                server.sql("postgres", f"DROP DATABASE {database} WITH (FORCE)")
+                server.sql("postgres", f"SET leasehold.allow_drop = on; DROP DATABASE {database} WITH (FORCE)")
         yield from server.crashes()
 
     return Suite(lambda place: place.files(scripts),

@@ -72,7 +72,8 @@ BEGIN
         INSERT INTO leasehold.companies (id, key, name)
         VALUES (v_id, company, COALESCE(create_company.name, company));
     EXCEPTION WHEN unique_violation THEN
-        PERFORM leasehold_internal.refuse('already_exists', pg_catalog.format('company "%s" already exists', company));
+        PERFORM leasehold_internal.refuse('already_exists', pg_catalog.format('company "%s" already exists', company),
+            'Take another key; use_company() or grant_company() work with the one there is.');
     END;
     PERFORM leasehold_internal.record(v_id, 'company.created', 'company', v_id::text,
         pg_catalog.jsonb_build_object('key', company));
@@ -107,7 +108,9 @@ BEGIN
     PERFORM leasehold_internal.check_choice('level', grant_company.level, 'viewer', 'user', 'manager');
     SELECT a.oid, a.rolname INTO v_role FROM pg_catalog.pg_roles AS a WHERE a.rolname = to_role::name;
     IF NOT FOUND OR v_role.rolname::text <> to_role THEN
-        PERFORM leasehold_internal.refuse('role_not_found', pg_catalog.format('role "%s" does not exist', pg_catalog.left(to_role, 63)));
+        PERFORM leasehold_internal.refuse('role_not_found',
+            pg_catalog.format('role "%s" does not exist', pg_catalog.left(to_role, 63)),
+            'Make it first: CREATE ROLE ... LOGIN IN ROLE leasehold_app.');
     END IF;
     IF v_role.rolname::text LIKE 'leasehold\_%' THEN
         PERFORM leasehold_internal.refuse('role_unsuitable',
@@ -131,6 +134,12 @@ BEGIN
     PERFORM leasehold_internal.record(v_company, 'company.member_granted', 'company_member', to_role,
         pg_catalog.jsonb_build_object('level', grant_company.level, 'assertsActor', COALESCE(grant_company.asserts_actor, false),
                                       'pending', v_pending));
+    IF NOT pg_catalog.pg_has_role(v_role.oid, 'leasehold_app', 'USAGE')
+       AND NOT pg_catalog.pg_has_role(v_role.oid, 'leasehold_auditor', 'USAGE')
+       AND NOT pg_catalog.pg_has_role(v_role.oid, 'leasehold_admin', 'USAGE') THEN
+        RAISE NOTICE 'role "%" may not call any of Leasehold''s functions yet', v_role.rolname
+              USING HINT = pg_catalog.format('GRANT leasehold_app TO %I.', v_role.rolname);
+    END IF;
 END
 $$;
 SELECT leasehold_internal.publish('leasehold_internal.grant_company', 'instant',

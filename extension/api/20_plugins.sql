@@ -239,6 +239,20 @@ CREATE FUNCTION leasehold_internal.queue_initialize(plugin text) RETURNS void
 $$;
 COMMENT ON FUNCTION leasehold_internal.queue_initialize(text) IS 'Asks the worker to speak to the plugin';
 
+-- The same after somebody has seen to it: what failed before does not hold it back.
+CREATE FUNCTION leasehold_internal.speak_anew(plugin text) RETURNS void
+    LANGUAGE plpgsql VOLATILE AS $$
+#variable_conflict use_column
+BEGIN
+    PERFORM leasehold_internal.request_breaker_reset('plugin:' || plugin);
+    PERFORM leasehold_internal.request_breaker_reset(p.key) FROM leasehold.providers AS p
+      WHERE p.plugin_key = speak_anew.plugin;
+    PERFORM leasehold_internal.queue_initialize(plugin);
+END
+$$;
+COMMENT ON FUNCTION leasehold_internal.speak_anew(text) IS
+    'Asks the worker to speak to the plugin at once, whatever failed before';
+
 -- A plugin's id in the dispatch table, made of its key.
 CREATE FUNCTION leasehold_internal.plugin_subject(plugin text) RETURNS uuid
     LANGUAGE sql IMMUTABLE STRICT AS $$ SELECT pg_catalog.md5('plugin ' || plugin)::uuid $$;
@@ -307,7 +321,7 @@ BEGIN
     IF update_plugin.manifest IS NOT NULL THEN
         PERFORM leasehold_internal.store_providers(plugin, update_plugin.manifest);
     END IF;
-    PERFORM leasehold_internal.queue_initialize(p.key) FROM leasehold.plugins AS p
+    PERFORM leasehold_internal.speak_anew(p.key) FROM leasehold.plugins AS p
       WHERE p.key = plugin AND p.status <> 'disabled';
     PERFORM leasehold_internal.record(leasehold_internal.no_company(), 'plugin.updated', 'plugin', plugin,
         pg_catalog.jsonb_build_object('manifest', update_plugin.manifest IS NOT NULL,
@@ -337,7 +351,7 @@ COMMENT ON FUNCTION leasehold_internal.set_plugin_status(text, text, text) IS 'C
 CREATE FUNCTION leasehold_internal.enable_plugin(plugin text) RETURNS void LANGUAGE plpgsql VOLATILE AS $$
 BEGIN
     PERFORM leasehold_internal.set_plugin_status(plugin, 'installed', 'plugin.enabled');
-    PERFORM leasehold_internal.queue_initialize(plugin);
+    PERFORM leasehold_internal.speak_anew(plugin);
     PERFORM leasehold_internal.warn_if_unserved();
 END
 $$;
@@ -363,7 +377,7 @@ BEGIN
             pg_catalog.format('plugin "%s" is disabled', plugin), 'enable_plugin() takes it into use again.');
     END IF;
     PERFORM leasehold_internal.set_plugin_status(plugin, 'installed', 'plugin.restarted');
-    PERFORM leasehold_internal.queue_initialize(plugin);
+    PERFORM leasehold_internal.speak_anew(plugin);
     PERFORM leasehold_internal.warn_if_unserved();
 END
 $$;

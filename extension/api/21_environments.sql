@@ -51,7 +51,8 @@ CREATE FUNCTION leasehold_internal.refuse_unknown_environment(environment text) 
     LANGUAGE plpgsql STABLE AS $$
 BEGIN
     PERFORM leasehold_internal.refuse('environment_not_found',
-        pg_catalog.format('environment "%s" does not exist', pg_catalog.left(environment, 63)));
+        pg_catalog.format('environment "%s" does not exist', pg_catalog.left(environment, 63)),
+        'See the view leasehold.environments; create_environment() makes one.');
 END
 $$;
 COMMENT ON FUNCTION leasehold_internal.refuse_unknown_environment(text) IS 'The error for an environment that is not there';
@@ -149,7 +150,8 @@ BEGIN
             create_environment.description, create_environment.provider)
     ON CONFLICT DO NOTHING;
     IF NOT FOUND THEN
-        PERFORM leasehold_internal.refuse('already_exists', pg_catalog.format('environment "%s" already exists', environment));
+        PERFORM leasehold_internal.refuse('already_exists', pg_catalog.format('environment "%s" already exists', environment),
+            'Use update_environment() to change it.');
     END IF;
     INSERT INTO leasehold_internal.environment_configs
            (company_id, environment_id, version, provider, config, env_vars, metadata)

@@ -11,7 +11,8 @@ COMMENT ON FUNCTION leasehold_internal.warn_if_unserved() IS
 CREATE FUNCTION leasehold_internal.refuse_unknown_lease(lease_id uuid) RETURNS void
     LANGUAGE plpgsql VOLATILE AS $$
 BEGIN
-    PERFORM leasehold_internal.refuse('lease_not_found', pg_catalog.format('lease %s does not exist', lease_id));
+    PERFORM leasehold_internal.refuse('lease_not_found', pg_catalog.format('lease %s does not exist', lease_id),
+        'It may be another company''s, its request may have been rolled back, or it ended long ago and was removed.');
 END
 $$;
 COMMENT ON FUNCTION leasehold_internal.refuse_unknown_lease(uuid) IS 'The error for a lease that is not there';
@@ -582,7 +583,7 @@ BEGIN
       WHERE r.company_id = v_company AND r.id = release_run_leases.run_id FOR NO KEY UPDATE;
     IF NOT FOUND THEN
         PERFORM leasehold_internal.refuse('run_not_found',
-            pg_catalog.format('run %s does not exist', release_run_leases.run_id));
+            pg_catalog.format('run %s does not exist', release_run_leases.run_id), 'Begin it with start_run().');
     END IF;
     PERFORM leasehold_internal.warn_if_unserved();
     RETURN leasehold_internal.end_company_leases(v_company, ARRAY(

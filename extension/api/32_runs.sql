@@ -172,7 +172,8 @@ BEGIN
         SELECT r.status INTO v_status FROM leasehold_internal.runs AS r
          WHERE r.company_id = v_company AND r.id = heartbeat.run_id;
         IF NOT FOUND THEN
-            PERFORM leasehold_internal.refuse('run_not_found', pg_catalog.format('run %s does not exist', heartbeat.run_id));
+            PERFORM leasehold_internal.refuse('run_not_found', pg_catalog.format('run %s does not exist', heartbeat.run_id),
+                'Begin it with start_run().');
         END IF;
         PERFORM leasehold_internal.refuse('wrong_state', pg_catalog.format('run %s is not running', heartbeat.run_id),
             'It has ended, perhaps because its heartbeats stopped; its leases are gone.',
@@ -207,7 +208,8 @@ BEGIN
     SELECT r.* INTO v_run FROM leasehold_internal.runs AS r
      WHERE r.company_id = v_company AND r.id = finish_run.run_id FOR NO KEY UPDATE;
     IF NOT FOUND THEN
-        PERFORM leasehold_internal.refuse('run_not_found', pg_catalog.format('run %s does not exist', finish_run.run_id));
+        PERFORM leasehold_internal.refuse('run_not_found', pg_catalog.format('run %s does not exist', finish_run.run_id),
+            'Begin it with start_run().');
     END IF;
     -- a late end does not change what was decided before
     IF v_run.status NOT IN ('queued', 'running') THEN

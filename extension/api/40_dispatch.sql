@@ -139,7 +139,8 @@ BEGIN
                        WHEN 'provider_unusable' THEN 'the provider''s plugin is disabled or gone'
                        WHEN 'acquire_timeout' THEN 'no resource was got in time'
                             || CASE WHEN g.status IN ('installed', 'error')
-                                    THEN pg_catalog.format(': plugin "%s" is not ready', g.key) ELSE '' END
+                                    THEN pg_catalog.format(': plugin "%s" is not ready', g.key)
+                                    ELSE COALESCE(': ' || c.last_error, '') END
                        WHEN 'quota_exceeded' THEN pg_catalog.format('the limit %s is reached', c.payload ->> 'limit')
                        WHEN 'acquire_outcome_unknown' THEN 'the provider cannot tell what became of the request'
                        WHEN 'resource_taken' THEN 'a lease holds the resource'

@@ -33,6 +33,8 @@ BEGIN
                                  AND l.waiting_for IN ('active_leases', 'lease_starts_per_minute', 'plugin')
                             THEN 'waited too long for ' || l.waiting_for
                             WHEN l.status IN ('acquiring', 'resuming') THEN 'no resource was got in time'
+                                 || COALESCE((SELECT ': ' || c.last_error FROM leasehold_internal.calls AS c
+                                               WHERE c.company_id = l.company_id AND c.subject_id = l.id AND c.slot = 'op'), '')
                             WHEN l.status = 'retained' THEN 'retention_over'
                             WHEN l.expires_at <= pg_catalog.clock_timestamp() OR l.last_used_at + l.idle_timeout IS NULL
                             THEN 'lease_expired'

@@ -22,13 +22,17 @@ COMMENT ON FUNCTION leasehold_internal.request_breaker_reset(text) IS 'Has the w
 CREATE FUNCTION leasehold_internal.reset_breaker(provider text) RETURNS boolean LANGUAGE plpgsql VOLATILE AS $$
 BEGIN
     PERFORM leasehold_internal.enter_admin();
-    PERFORM leasehold_internal.require_provider(provider);
+    -- plugins themselves are spoken to under a name of their own, as status() shows it
+    PERFORM FROM leasehold.plugins AS g WHERE provider = 'plugin:' || g.key;
+    IF NOT FOUND THEN
+        PERFORM leasehold_internal.require_provider(provider);
+    END IF;
     PERFORM leasehold_internal.record(leasehold_internal.no_company(), 'provider.breaker_reset', 'provider', provider);
     RETURN leasehold_internal.request_breaker_reset(provider);
 END
 $$;
 SELECT leasehold_internal.publish('leasehold_internal.reset_breaker', 'instant',
-    'closes a provider''s circuit breaker; false if none was open', 'leasehold_admin');
+    'closes the circuit breaker of a provider, or of a plugin as "plugin:KEY"; false if none was open', 'leasehold_admin');
 
 CREATE FUNCTION leasehold_internal.pause_worker(reason text DEFAULT NULL) RETURNS void LANGUAGE plpgsql VOLATILE AS $$
 #variable_conflict use_column
@@ -60,6 +64,14 @@ $$;
 SELECT leasehold_internal.publish('leasehold_internal.resume_worker', 'instant',
     'undoes pause_worker() and drain_installation()', 'leasehold_admin');
 
+-- What providers hold, or may hold, for this database; asked for by the worker, too,
+-- before the database is dropped.
+CREATE FUNCTION leasehold_internal.resources_left() RETURNS bigint LANGUAGE sql STABLE AS $$
+    SELECT (SELECT pg_catalog.count(*) FROM leasehold.leases AS l WHERE leasehold_internal.may_have_resource(l.status))
+           + (SELECT pg_catalog.count(*) FROM leasehold_internal.provider_resources AS r WHERE r.stray_id IS NOT NULL)
+$$;
+COMMENT ON FUNCTION leasehold_internal.resources_left() IS 'How many leases, and strays, have or may have a resource';
+
 CREATE FUNCTION leasehold_internal.drain_installation() RETURNS bigint LANGUAGE plpgsql VOLATILE AS $$
 #variable_conflict use_column
 DECLARE
@@ -78,8 +90,7 @@ BEGIN
     PERFORM leasehold_internal.record(leasehold_internal.no_company(), 'installation.draining', 'installation',
         COALESCE((SELECT i.id::text FROM leasehold_internal.installation AS i LIMIT 1), ''),
         pg_catalog.jsonb_build_object('leases', COALESCE(pg_catalog.cardinality(v_leases), 0)));
-    RETURN (SELECT pg_catalog.count(*) FROM leasehold.leases AS l WHERE leasehold_internal.may_have_resource(l.status))
-           + (SELECT pg_catalog.count(*) FROM leasehold_internal.provider_resources AS r WHERE r.stray_id IS NOT NULL);
+    RETURN leasehold_internal.resources_left();
 END
 $$;
 SELECT leasehold_internal.publish('leasehold_internal.drain_installation', 'instant',
@@ -232,8 +243,8 @@ BEGIN
       FROM leasehold_internal.worker_states() AS w;
     RETURN QUERY
     SELECT 'provider'::text, p.provider,
-           CASE WHEN pg_catalog.bool_or(p.breaker = 'open') THEN 'open'
-                WHEN pg_catalog.bool_or(p.breaker = 'half_open') THEN 'half_open' ELSE 'closed' END,
+           CASE WHEN pg_catalog.bool_or(p.breaker = 'open') THEN 'breaker_open'
+                WHEN pg_catalog.bool_or(p.breaker = 'half_open') THEN 'breaker_half_open' ELSE 'ok' END,
            CASE WHEN v_admin THEN pg_catalog.jsonb_build_object(
                     'inFlight', pg_catalog.sum(p.in_flight), 'queued', pg_catalog.sum(p.queued),
                     'failures', pg_catalog.max(p.failures), 'retryAt', pg_catalog.max(p.retry_at),
@@ -295,11 +306,25 @@ BEGIN
      WHERE v_hold IS NOT NULL AND NOT v_standby;
     RETURN QUERY
     SELECT 'error'::text, 'worker_' || w.state, COALESCE(w.reason, 'no worker serves this database'),
-           CASE w.state WHEN 'paused' THEN 'Call resume_worker() when the reason is gone.'
-                        WHEN 'held' THEN 'See installation_held.'
-                        WHEN 'unsupported' THEN 'Run ALTER EXTENSION leasehold UPDATE.'
-                        ELSE 'Look for "leasehold" in the server log; raise max_worker_processes if slots are missing.' END
-      FROM leasehold_internal.worker_states() AS w WHERE w.state <> 'running' AND NOT v_standby;
+           CASE WHEN w.state = 'held' THEN 'See installation_held.'
+                WHEN w.state = 'unsupported' THEN 'Run ALTER EXTENSION leasehold UPDATE.'
+                WHEN w.reason LIKE '%shared_preload_libraries%'
+                THEN 'Add leasehold to shared_preload_libraries and restart the server.'
+                WHEN w.reason LIKE '%leasehold.max_databases%'
+                THEN 'Raise leasehold.max_databases and restart the server.'
+                ELSE 'Look for "leasehold" and "too many background workers" in the server log; raise max_worker_processes if slots are missing.' END
+      FROM leasehold_internal.worker_states() AS w WHERE w.state NOT IN ('running', 'paused') AND NOT v_standby;
+    -- not what the worker says: it may not have heard yet
+    RETURN QUERY
+    SELECT 'error'::text, 'worker_paused'::text, COALESCE('paused: ' || i.paused_reason, 'paused by an administrator'),
+           'Call resume_worker() when the reason is gone.'::text
+      FROM leasehold_internal.installation AS i WHERE i.paused AND v_hold IS NULL AND NOT v_standby;
+    RETURN QUERY
+    SELECT 'notice'::text, 'installation_draining'::text,
+           pg_catalog.format('new leases are refused since drain_installation(); resources left: %s',
+                             leasehold_internal.resources_left()),
+           'Call resume_worker() to take new leases again.'::text
+      FROM leasehold_internal.installation AS i WHERE i.draining AND v_hold IS NULL AND NOT v_standby;
     RETURN QUERY
     SELECT 'warning'::text, 'member_dangling'::text,
            pg_catalog.format('the membership of role "%s" in company "%s" is not valid here', m.role_name, c.key),
@@ -363,13 +388,20 @@ BEGIN
      GROUP BY c.operation, c.provider;
     RETURN QUERY
     SELECT 'warning'::text, 'plugin_error'::text, pg_catalog.format('plugin "%s": %s', g.key, g.last_error),
-           'Check its address and token, then restart_plugin().'::text
+           'Check its address, its token, and leasehold.token_directory; then restart_plugin().'::text
       FROM leasehold.plugins AS g WHERE g.status = 'error';
     RETURN QUERY
     SELECT 'warning'::text, 'breaker_open'::text,
-           pg_catalog.format('provider "%s" fails, its circuit breaker is open until %s', p.provider, p.retry_at),
+           pg_catalog.format(CASE WHEN p.retry_at > pg_catalog.clock_timestamp()
+                                  THEN 'provider "%s" fails, its circuit breaker is open until %s'
+                                  ELSE 'provider "%s" fails, its circuit breaker was open until %s and the next call will tell' END,
+                             p.provider, p.retry_at) || COALESCE(': ' || c.last_error, ''),
            'Check the provider; reset_breaker() tries again at once.'::text
-      FROM leasehold_internal.provider_states() AS p WHERE p.breaker = 'open';
+      FROM leasehold_internal.provider_states() AS p
+      LEFT JOIN LATERAL (SELECT x.last_error FROM leasehold_internal.calls AS x
+                          WHERE x.provider = p.provider AND x.last_error IS NOT NULL
+                          ORDER BY x.started_at DESC NULLS LAST LIMIT 1) AS c ON true
+     WHERE p.breaker = 'open';
     RETURN QUERY
     SELECT 'warning'::text, 'company_held_back'::text,
            pg_catalog.format(CASE p.held_back WHEN 1 THEN 'provider "%s" fails for %s company, whose calls to it are held back'

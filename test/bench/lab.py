@@ -236,6 +236,7 @@ class Database:
 
     def drop(self):
         with self.server.connect("postgres") as connection, connection.cursor() as cursor:
+            cursor.execute("SET leasehold.allow_drop = on")
             cursor.execute(f"DROP DATABASE IF EXISTS {self.name} WITH (FORCE)")
 
     def add_provider(self, key, url, ready=True):

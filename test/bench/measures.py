@@ -317,7 +317,6 @@ def deadlines(lab, scale):
             for _ in range(scale.leases // 500):
                 db.run("SELECT leasehold.request_lease('box', run_id => (leasehold.start_run()).started_run_id)"
                        " FROM generate_series(1, 500)")
-            Flow(db).acquire(1)
             wait_until(lambda: not db.value("SELECT EXISTS (SELECT FROM leasehold.leases WHERE status = 'acquiring')"),
                        "leases of runs", pause=0.1)
             orphaned.append(move(db, "orphaned", scale.leases, """

@@ -71,7 +71,7 @@ subtest 'Retry-After is honoured' => sub {
 		$node->settles($leases{$fault}, 'released', "$fault: released");
 		is(scalar(grep { $_ < $least{$fault} } pauses('release', $leases{$fault})), 0, "$fault: not too early either");
 	}
-	is(breaker('box'), 'closed', 'being told to wait does not open the circuit breaker');
+	is(breaker('box'), 'ok', 'being told to wait does not open the circuit breaker');
 
 	# so it is for a plugin that is spoken to
 	my $greeted = $provider->requests(method => 'initialize');
@@ -94,7 +94,7 @@ subtest 'refusals do not open the circuit breaker' => sub {
 	$node->environment('refused', 'box', { fault => { acquire => 'rpc_error:-32002' } });
 	my @leases = map { $node->request(q('refused')) } 1 .. 5;
 	$node->settles($_, 'failed', 'refused') for @leases;
-	is(breaker('box'), 'closed', 'five leases were refused, and the provider is fine');
+	is(breaker('box'), 'ok', 'five leases were refused, and the provider is fine');
 };
 
 subtest 'the circuit breaker' => sub {
@@ -102,8 +102,9 @@ subtest 'the circuit breaker' => sub {
 	$provider->stop;
 	my @leases = map { $node->request(q('dead')) } 1 .. 6;
 	my $late = $node->request(q('dead', acquire_timeout => '3 seconds'));
-	eventually { breaker('box') eq 'open' } 'opens after some failures';
-	like($node->doctor, qr/^warning breaker_open: provider "box" fails/m, 'doctor() tells');
+	eventually { breaker('box') eq 'breaker_open' } 'opens after some failures';
+	like($node->doctor, qr/^warning breaker_open: provider "box" fails, its circuit breaker is open until [^\n]*: .*connect/m,
+		'doctor() tells, and why');
 	is(
 		$node->boss(q(SELECT (detail ->> 'failures')::int >= 3, (detail ->> 'retryAt')::timestamptz > now() + interval '5 min'
 			FROM leasehold.status() WHERE area = 'provider' AND subject = 'box')),
@@ -111,13 +112,14 @@ subtest 'the circuit breaker' => sub {
 	is($node->boss(q(SELECT value FROM leasehold.metrics() WHERE name = 'leasehold_provider_breaker_open'
 			AND labels ->> 'provider' = 'box')), '1', 'metrics() tells, too');
 	is($node->alice(q(SELECT state FROM leasehold.status() WHERE area = 'provider' AND subject = 'box')),
-		'open', 'and so do they those who use it');
+		'breaker_open', 'and so do they those who use it');
 
 	$provider->run;
 	my $lease = $node->request(q('other'));
 	$node->settles($lease, 'active', 'another provider works');
 	$node->settles($late, 'failed', 'a request ends when its time is over, breaker or not');
 	is($node->lease($late, 'failure_code'), 'acquire_timeout', 'and says so');
+	like($node->lease($late, 'failure_reason'), qr/^no resource was got in time/, 'in words');
 	is($provider->counters->{methods}{environmentAcquireLease} // 0, 0, 'the provider is back, but not called yet');
 
 	$node->refuses('alice', q(SELECT leasehold.reset_breaker('box')), '42501', qr/permission|leasehold_admin/,
@@ -125,17 +127,17 @@ subtest 'the circuit breaker' => sub {
 	$node->refuses('boss', q(SELECT leasehold.reset_breaker('nothing')), 'PT404', qr/does not exist/, 'of no provider');
 	is($node->boss(q(SELECT leasehold.reset_breaker('box'))), 't', 'an administrator does');
 	$node->settles($_, 'active', 'what waited goes on') for @leases;
-	is(breaker('box'), 'closed', 'it is closed');
+	is(breaker('box'), 'ok', 'it is closed');
 	is($node->boss(q(SELECT leasehold.reset_breaker('box'))), 'f', 'closing it again does nothing');
 	unlike($node->doctor, qr/breaker_open/, 'doctor() is content');
 
 	change('leasehold.breaker_cooldown', '50ms');
 	$provider->stop;
 	$node->alice("SELECT leasehold.release_lease('$_')") for @leases;
-	eventually { breaker('box') ne 'closed' } 'it opens again';
+	eventually { breaker('box') ne 'ok' } 'it opens again';
 	$provider->run;
 	$node->settles($_, 'released', 'and closes by itself when a try succeeds') for @leases;
-	is(breaker('box'), 'closed', 'closed');
+	is(breaker('box'), 'ok', 'closed');
 	is($provider->counters->{live}, 0, 'nothing is left');
 };
 
@@ -176,27 +178,22 @@ subtest 'a provider that hangs harms nobody else' => sub {
 	change('leasehold.provider_concurrency', '1000');
 };
 
-subtest 'more providers than are reported at a time' => sub {
-	change('leasehold.breaker_cooldown', '10min');
-	my $many = Leasehold::Provider->start($node, name => 'many');
-	my $manifest = $many->manifest;
-	my ($driver) = @{ $manifest->{environmentDrivers} };
-	$manifest->{environmentDrivers} = [ map { { %$driver, driverKey => "many$_" } } 1 .. 80 ];
-	$many->register($node, manifest => $manifest);
-	$node->environment("many$_", "many$_", {}) for 1 .. 80;
-	my @leases = map { $node->request("'many$_'") } 1 .. 80;
-	$node->settles($_, 'active', 'active') for @leases;
-	$many->stop;
-	$node->alice("SELECT leasehold.release_lease('$leases[$_]')") for 0, 40, 79;
-	for my $key (map { "many$_" } 1, 41, 80)
-	{
-		eventually { breaker($key) eq 'open' } "$key: that it is held back is told, however many were there before";
-	}
-	$many->run;
-	is($node->boss("SELECT leasehold.reset_breaker('$_')"), 't', "$_: an administrator lets it go on") for 'many1', 'many41', 'many80';
-	$node->alice("SELECT leasehold.release_lease('$_')") for @leases;
-	$node->settles($_, 'released', 'released') for @leases;
-	$many->obeyed;
+subtest 'a plugin that cannot be spoken to' => sub {
+	change('leasehold.breaker_cooldown', '1h');
+	my $mute = Leasehold::Provider->start($node, name => 'mute');
+	$mute->stop;
+	$mute->register($node, ready => 0);
+	eventually { breaker('plugin:mute') eq 'breaker_open' } 'is held back after some tries';
+	like($node->doctor, qr/^warning breaker_open: provider "plugin:mute" fails.*connect/m, 'doctor() tells');
+	$node->refuses('boss', q(SELECT leasehold.reset_breaker('plugin:nothing')), 'PT404', qr/does not exist/, 'there is no such plugin');
+	is($node->boss(q(SELECT leasehold.reset_breaker('plugin:mute'))), 't', 'an administrator can have it tried again');
+	eventually { breaker('plugin:mute') eq 'breaker_open' } 'in vain';
+	$mute->run;
+	$node->boss(q(SELECT leasehold.restart_plugin('mute')));
+	$node->happens(q(SELECT status = 'ready' FROM leasehold.plugins WHERE key = 'mute'),
+		'who restarts it need not know of breakers');
+	is(breaker('plugin:mute'), 'ok', 'it goes well');
+	change('leasehold.breaker_cooldown', '50ms');
 };
 
 subtest 'tokens' => sub {
@@ -206,7 +203,10 @@ subtest 'tokens' => sub {
 	$fresh->register($node, ready => 0);
 	$node->happens(q(SELECT status = 'error' AND last_error LIKE '%token%' FROM leasehold.plugins WHERE key = 'fresh'),
 		'a plugin without its token is not ready, and why');
-	like($node->doctor, qr/^warning plugin_error: plugin "fresh": .*token/m, 'doctor() tells');
+	like($node->doctor, qr/^warning plugin_error: plugin "fresh": the token file cannot be opened \("\Q$fresh->{token_file}\E"\)/m,
+		'doctor() tells');
+	is($node->boss(q(SELECT (detail ->> 'succeeded')::int + (detail ->> 'failed')::int FROM leasehold.status()
+			WHERE area = 'provider' AND subject = 'plugin:fresh')), '0', 'that says nothing about the plugin');
 	$node->environment('fresh', 'fresh');
 	my $lease = $node->request(q('fresh'));
 	$node->happens("SELECT waiting_for = 'plugin' FROM leasehold.leases WHERE id = '$lease'", 'requests wait for it');
@@ -288,6 +288,29 @@ subtest 'tokens' => sub {
 				 + (SELECT count(*) FROM leasehold.leases AS l WHERE l::text ~ 'a-rotated-token|a-token-of')
 				 + (SELECT count(*) FROM leasehold.plugins AS p WHERE p::text ~ 'a-rotated-token|a-token-of'))),
 		'0', 'nor in the database');
+};
+
+subtest 'more providers than are reported at a time' => sub {
+	change('leasehold.breaker_cooldown', '10min');
+	my $many = Leasehold::Provider->start($node, name => 'many');
+	my $manifest = $many->manifest;
+	my ($driver) = @{ $manifest->{environmentDrivers} };
+	$manifest->{environmentDrivers} = [ map { { %$driver, driverKey => "many$_" } } 1 .. 80 ];
+	$many->register($node, manifest => $manifest);
+	$node->environment("many$_", "many$_", {}) for 1 .. 80;
+	my @leases = map { $node->request("'many$_'") } 1 .. 80;
+	$node->settles($_, 'active', 'active') for @leases;
+	$many->stop;
+	$node->alice("SELECT leasehold.release_lease('$leases[$_]')") for 0, 40, 79;
+	for my $key (map { "many$_" } 1, 41, 80)
+	{
+		eventually { breaker($key) eq 'breaker_open' } "$key: that it is held back is told, however many were there before";
+	}
+	$many->run;
+	is($node->boss("SELECT leasehold.reset_breaker('$_')"), 't', "$_: an administrator lets it go on") for 'many1', 'many41', 'many80';
+	$node->alice("SELECT leasehold.release_lease('$_')") for @leases;
+	$node->settles($_, 'released', 'released') for @leases;
+	$many->obeyed;
 };
 
 $provider->obeyed;

@@ -122,7 +122,7 @@ subtest 'a copy that takes over' => sub {
 		$node->owner(q(SELECT count(*) FROM pg_stat_activity WHERE datname = 'unused')) == 0
 	} 'a database that refuses connections has no worker';
 	$node->owner('ALTER DATABASE unused ALLOW_CONNECTIONS true');
-	$node->owner('DROP DATABASE unused');
+	$node->owner('SET leasehold.allow_drop = on; DROP DATABASE unused');
 	$node->owner('ALTER DATABASE moved RENAME TO work');
 	$node->serving('work');
 };
@@ -178,7 +178,13 @@ subtest 'a command that fails' => sub {
 subtest 'databases come and go' => sub {
 	set_up('second', $elsewhere);
 	my ($first, $second) = (hang('work', $provider), hang('second', $elsewhere));
-	within(10, 'a database is dropped while its own calls hang', sub { $node->owner('DROP DATABASE second') });
+	$node->refuses('postgres', $_, 'PT409', qr/cannot drop database "second" while 1 resource is held for it.*drain_installation/s,
+		"a call hangs, so it is refused: $_") for 'DROP DATABASE second', 'DROP DATABASE second WITH (FORCE)';
+	$node->serving('second');
+	is($node->owner(q(SELECT status FROM leasehold.leases), 'second'), 'acquiring', 'and goes on');
+	$node->refuses('mallory', 'SET leasehold.allow_drop = on', '42501', qr/permission denied/, 'not everybody allows it');
+	within(10, 'a database is dropped while its own calls hang',
+		sub { $node->owner('SET leasehold.allow_drop = on; DROP DATABASE second') });
 	$provider->stop('KILL');
 	$provider->run;
 	recovers('work', $first, $provider, 'another\'s go on');

@@ -143,6 +143,7 @@ subtest 'restored beside the original' => sub {
 	# a membership holds where its role is the one it was granted to
 	is($node->alice("SELECT status FROM leasehold.leases WHERE id = '$lease{active}'", 'second'), 'active',
 		'in the same cluster members are who they were');
+	# that is held, so that nothing is its own
 	$node->owner('DROP DATABASE first');
 	$node->boss('SELECT leasehold.fork_installation()', 'second');
 	$node->boss('SELECT leasehold.resume_worker()', 'second');

@@ -72,7 +72,7 @@ plugin_start(Call *call)
 	if (plugin == NULL)
 		call_set_outcome(call, OUTCOME_RETRY, "plugin_not_found", "plugin \"%s\" is not registered", call->plugin);
 	else if (!plugin_read_token(plugin, token, &code, &problem))
-		call_set_outcome(call, OUTCOME_RETRY, code, "%s", problem);
+		call_set_outcome(call, OUTCOME_RETRY, code, "%s (\"%s\")", problem, plugin->token_file);
 	else
 	{
 		static uint64 counter = 0;
@@ -114,7 +114,10 @@ plugin_start(Call *call)
 	explicit_bzero(token, sizeof(token));
 	MemoryContextSwitchTo(old);
 	if (call->outcome != OUTCOME_NONE)
+	{
+		call->not_asked = true;
 		worker_call_finished(call);
+	}
 }
 
 static bool
