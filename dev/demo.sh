@@ -49,7 +49,7 @@ start_provider() {
 
 # make_database: unless it is there and was made with the same SQL.
 make_database() {
-    made_with=$(cat "$WORK"/src/extension/leasehold--*.sql | cksum)
+    made_with=$(cat "$WORK"/src/extension/api/*.sql | cksum)
     if [ "$(as_server_user cat demo/made-with 2>/dev/null)" = "$made_with" ] &&
         [ "$("$SERVER" psql -X -A -t -c "SELECT count(*) FROM pg_database WHERE datname = 'demo'")" = 1 ]; then
         return 0

@@ -120,7 +120,7 @@ def released(place: Place, files: list[str]) -> Findings:
     """What was released is not changed any more; what is to be released next gets a new number first."""
     directory = place.source / "extension/released"
     sums = {name: digest for digest, name in
-            (line.split() for path in directory.glob("SHA256SUMS") for line in path.read_text().splitlines())}
+            (line.split() for line in (directory / "SHA256SUMS").read_text().splitlines())}
     findings = [f"extension/released/{name}: is in SHA256SUMS, but not there" for name in sums
                 if not (directory / name).exists()]
     for file in files:
