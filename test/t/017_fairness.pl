@@ -196,7 +196,7 @@ subtest 'a provider that fails for several' => sub {
 	eventually { $node->worker_states eq 'paused' } 'paused';
 	my @bad = map { ($node->request(q('bad')), bob(q(SELECT leasehold.request_lease('bad')))) } 1 .. 2;
 	$node->boss('SELECT leasehold.resume_worker()');
-	eventually { provider_state('state') eq 'open' } 'its breaker opens';
+	eventually { provider_state('state') eq 'breaker_open' } 'its breaker opens';
 	my $good = $node->_as('carol', q(SELECT leasehold.request_lease('dev')));
 	is($node->lease($good), 'acquiring', 'for all');
 	$node->boss(q(SELECT leasehold.reset_breaker('box')));
@@ -232,7 +232,7 @@ subtest 'a provider that fails for several' => sub {
 	bob_gets('box', 'two companies use it');
 	$provider->stop;
 	my @waiting = request_many(6, 'dev');
-	eventually { provider_state('state') eq 'open' } 'a provider that cannot be reached is held back for all';
+	eventually { provider_state('state') eq 'breaker_open' } 'a provider that cannot be reached is held back for all';
 	$provider->run;
 	my $other = bob(q(SELECT leasehold.request_lease('dev-box')));
 	bob_gets('third', 'other providers are not');
