@@ -1,7 +1,7 @@
 # Leasehold: build with PGXS, `make help` for the rest.
 
 EXTENSION    = extension/leasehold
-EXTVERSION   = 0.1
+EXTVERSION   = 0.2
 MODULE_big   = leasehold
 
 # A file has one subject; its directory says where it runs.
@@ -31,7 +31,7 @@ PG_CONFIG = pg_config
 endif
 
 # Targets that prepare the machine must work before PostgreSQL is there.
-PREPARING = help check check-sanitize demo demo-stop bench soak lint format
+PREPARING = help check check-sanitize demo demo-stop bench soak lint format upgrade-script
 .PHONY: $(PREPARING)
 ifneq ($(filter $(PREPARING),$(MAKECMDGOALS)),)
 
@@ -47,6 +47,7 @@ help:
 	@echo 'make lint             the checks of the source code alone'
 	@echo 'make format           formats the C code in place'
 	@echo 'make bench            measures'
+	@echo 'make upgrade-script   writes the script that upgrades the latest release to what is in extension/api/'
 	@echo 'make clean            removes what `make` built; rm -rf build (after make demo-stop) the rest'
 
 check:
@@ -66,6 +67,9 @@ demo-stop:
 
 bench soak format:
 	@dev/$@.sh
+
+upgrade-script:
+	@python3 dev/upgrade_script.py
 
 else
 PGXS := $(shell $(PG_CONFIG) --pgxs)

@@ -11,6 +11,7 @@ import pathlib
 import re
 import shlex
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 
@@ -136,6 +137,16 @@ def released(place: Place, files: list[str]) -> Findings:
     return findings
 
 
+def upgrade_script(place: Place, files: list[str]) -> Findings:
+    """It is what `make upgrade-script` makes of extension/api/."""
+    sys.path.insert(0, str(place.source / "dev"))
+    from upgrade_script import upgrade  # pylint: disable=import-outside-toplevel,import-error
+    made = upgrade(place.source)
+    if made is None or made[0].exists() and made[0].read_text() == made[1]:
+        return []
+    return [f"{made[0].relative_to(place.source)}: is out of date; run `make upgrade-script`"]
+
+
 def version(place: Place) -> str:
     return re.search(r"^EXTVERSION\s*=\s*(\S+)", (place.source / "Makefile").read_text(), re.M)[1]
 
@@ -147,6 +158,7 @@ SHELL_FILES = ("dev/*.sh", ".ci/run")
 # name, files, what it does, how to ask for its version, the version wanted
 CHECKS = [
     ("released SQL", ("extension/released/*.sql",), released, None, ""),
+    ("upgrade script", ("Makefile",), upgrade_script, None, ""),
     ("exported symbols", ("leasehold.so",), symbols, None, ""),
     ("format", C_FILES + HEADERS, layout, ["pg_bsd_indent", "--version"], indent.VERSION),
     ("shellcheck", SHELL_FILES, shellcheck, ["shellcheck", "--version"], "0.9"),

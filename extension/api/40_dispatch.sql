@@ -89,7 +89,8 @@ CREATE FUNCTION leasehold_internal.initialize_params(plugin text, installation_i
     LANGUAGE plpgsql VOLATILE AS $$
 BEGIN
     RETURN (SELECT pg_catalog.jsonb_build_object('manifest', g.manifest, 'config', '{}'::jsonb, 'apiVersion', 1,
-                       'instanceInfo', pg_catalog.jsonb_build_object('instanceId', installation_id, 'hostVersion', '0.1.0'))
+                       'instanceInfo', pg_catalog.jsonb_build_object('instanceId', installation_id, 'hostVersion',
+                           (SELECT x.extversion || '.0' FROM pg_catalog.pg_extension AS x WHERE x.extname = 'leasehold')))
               FROM leasehold.plugins AS g WHERE g.key = plugin);
 END
 $$;

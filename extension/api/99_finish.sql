@@ -1,21 +1,41 @@
 -- 99_finish.sql: owners, grants, what is dumped, and the announcement.
 
--- Everything belongs to leasehold_owner; nothing runs with a superuser's rights.
+-- What is new belongs to leasehold_owner (nothing runs with a superuser's rights),
+-- and nobody may do anything with it, publish() having seen to the public
+-- functions.  In an upgrade, what is there already keeps the grants that it has.
+-- in every upgrade
 DO $$
 DECLARE
     v_object record;
 BEGIN
     FOR v_object IN
-        SELECT CASE i.type WHEN 'type' THEN 'domain' ELSE i.type END AS type, i.identity
-          FROM pg_catalog.pg_depend AS d
+        SELECT o.*
+          FROM (SELECT 'pg_catalog.pg_proc'::pg_catalog.regclass AS class, p.oid, 'FUNCTION' AS type,
+                       p.oid::pg_catalog.regprocedure::text AS name, p.proowner AS owner, p.proacl AS acl,
+                       p.pronamespace <> 'leasehold'::pg_catalog.regnamespace OR p.prosrc <> 'leasehold_gate' AS closed
+                  FROM pg_catalog.pg_proc AS p
+                UNION ALL
+                SELECT 'pg_catalog.pg_class'::pg_catalog.regclass, c.oid,
+                       CASE c.relkind WHEN 'S' THEN 'SEQUENCE' WHEN 'v' THEN 'VIEW' ELSE 'TABLE' END,
+                       c.oid::pg_catalog.regclass::text, c.relowner, c.relacl, true
+                  FROM pg_catalog.pg_class AS c WHERE c.relkind IN ('r', 'p', 'v', 'S')
+                UNION ALL
+                SELECT 'pg_catalog.pg_namespace'::pg_catalog.regclass, n.oid, 'SCHEMA', n.nspname, n.nspowner, n.nspacl, true
+                  FROM pg_catalog.pg_namespace AS n
+                UNION ALL
+                SELECT 'pg_catalog.pg_type'::pg_catalog.regclass, t.oid, 'DOMAIN', t.oid::pg_catalog.regtype::text, t.typowner,
+                       t.typacl, false
+                  FROM pg_catalog.pg_type AS t WHERE t.typtype = 'd') AS o
+          JOIN pg_catalog.pg_depend AS d ON d.classid = o.class AND d.objid = o.oid AND d.deptype = 'e'
+           AND d.refclassid = 'pg_catalog.pg_extension'::pg_catalog.regclass
           JOIN pg_catalog.pg_extension AS e ON e.oid = d.refobjid AND e.extname = 'leasehold'
-         CROSS JOIN LATERAL pg_catalog.pg_identify_object(d.classid, d.objid, d.objsubid) AS i
-         WHERE d.refclassid = 'pg_catalog.pg_extension'::pg_catalog.regclass AND d.deptype = 'e'
-           AND (i.type IN ('function', 'table', 'view', 'sequence', 'schema')
-                OR EXISTS (SELECT FROM pg_catalog.pg_type AS t
-                            WHERE d.classid = 'pg_catalog.pg_type'::pg_catalog.regclass AND t.oid = d.objid AND t.typtype = 'd'))
+         WHERE o.owner NOT IN ('leasehold_owner'::pg_catalog.regrole, 'leasehold_worker'::pg_catalog.regrole)
     LOOP
-        EXECUTE pg_catalog.format('ALTER %s %s OWNER TO leasehold_owner', pg_catalog.upper(v_object.type), v_object.identity);
+        IF v_object.closed THEN
+            PERFORM leasehold_internal.revoke_all(CASE v_object.type WHEN 'VIEW' THEN 'TABLE' ELSE v_object.type END,
+                v_object.name, v_object.acl);
+        END IF;
+        EXECUTE pg_catalog.format('ALTER %s %s OWNER TO leasehold_owner', v_object.type, v_object.name);
     END LOOP;
 END
 $$;
@@ -25,20 +45,6 @@ ALTER FUNCTION leasehold_internal.occupied_slots(uuid, uuid, text) OWNER TO leas
 ALTER FUNCTION leasehold_internal.all_live_leases() OWNER TO leasehold_worker;
 ALTER FUNCTION leasehold_internal.invitations_of(name) OWNER TO leasehold_worker;
 
--- Nobody may do anything (publish() has seen to the public functions), except:
-DO $$
-BEGIN
-    PERFORM leasehold_internal.revoke_all('SCHEMA', n.nspname, n.nspacl)
-       FROM pg_catalog.pg_namespace AS n WHERE n.nspname IN ('leasehold', 'leasehold_internal');
-    PERFORM leasehold_internal.revoke_all(CASE c.relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END,
-                                          c.oid::pg_catalog.regclass::text, c.relacl)
-       FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
-      WHERE n.nspname IN ('leasehold', 'leasehold_internal') AND c.relkind IN ('r', 'p', 'v', 'S');
-    PERFORM leasehold_internal.revoke_all('FUNCTION', p.oid::pg_catalog.regprocedure::text, p.proacl)
-       FROM pg_catalog.pg_proc AS p JOIN pg_catalog.pg_namespace AS n ON n.oid = p.pronamespace
-      WHERE n.nspname = 'leasehold_internal' OR n.nspname = 'leasehold' AND p.prosrc <> 'leasehold_gate';
-END
-$$;
 GRANT USAGE ON SCHEMA leasehold
     TO leasehold_worker, leasehold_admin, leasehold_app, leasehold_auditor, leasehold_resolver, pg_monitor;
 GRANT USAGE ON SCHEMA leasehold_internal TO leasehold_worker;
@@ -53,15 +59,19 @@ GRANT SELECT ON leasehold.companies, leasehold.company_members, leasehold.agents
     TO leasehold_admin, leasehold_app, leasehold_auditor;
 GRANT SELECT ON leasehold.plugins TO leasehold_admin, leasehold_auditor;
 
+-- in every upgrade
 GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA leasehold_internal TO leasehold_worker;
+-- in every upgrade
 GRANT SELECT ON ALL TABLES IN SCHEMA leasehold TO leasehold_worker;
 GRANT INSERT, UPDATE, DELETE ON leasehold.leases, leasehold.lease_metadata TO leasehold_worker;
 GRANT INSERT ON leasehold.audit_events TO leasehold_worker;
 GRANT UPDATE ON leasehold.plugins TO leasehold_worker;
 GRANT USAGE ON SEQUENCE leasehold_internal.worker_epoch TO leasehold_worker;
+-- in every upgrade
 GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA leasehold_internal TO leasehold_worker;
 GRANT EXECUTE ON FUNCTION leasehold_internal.occupied_slots(uuid, uuid, text), leasehold_internal.all_live_leases(),
     leasehold_internal.invitations_of(name) TO leasehold_owner;
+-- in every upgrade
 REVOKE EXECUTE ON FUNCTION leasehold_internal.publish(regproc, text, text, text[]),
     leasehold_internal.protect(regclass, text, text),
     leasehold_internal.revoke_all(text, text, aclitem[]) FROM leasehold_worker;
@@ -103,4 +113,5 @@ CREATE FUNCTION leasehold_internal.announce_extension() RETURNS void
 SELECT leasehold_internal.revoke_all('FUNCTION', p.oid::pg_catalog.regprocedure::text, p.proacl)
   FROM pg_catalog.pg_proc AS p WHERE p.oid = 'leasehold_internal.announce_extension()'::pg_catalog.regprocedure;
 COMMENT ON FUNCTION leasehold_internal.announce_extension() IS 'Tells the launcher of this database';
+-- in every upgrade
 SELECT leasehold_internal.announce_extension();

@@ -60,7 +60,7 @@ subtest 'a plugin is told who we are' => sub {
 			manifest => $provider->manifest,
 			config => {},
 			apiVersion => 1,
-			instanceInfo => { instanceId => $installation, hostVersion => '0.1.0' } },
+			instanceInfo => { instanceId => $installation, hostVersion => $node->owner(q(SELECT extversion FROM pg_extension WHERE extname = 'leasehold')) . '.0' } },
 		'parameters of initialize');
 	is($node->owner("SELECT cardinality(supported_methods) > 5 FROM leasehold.plugins WHERE key = 'box'"),
 		't', 'what it supports is remembered');

@@ -29,14 +29,17 @@ subtest 'files' => sub {
 	ok(-f "$share/leasehold--$version.sql", "the script of version $version");
 	is_deeply(
 		[ sort map { s{.*/}{}r } glob "$share/leasehold*" ],
-		[ sort 'leasehold.control', "leasehold--$version.sql", map { s{.*/}{}r } glob "$share/leasehold--*--*.sql" ],
-		'and nothing else but upgrade scripts');
+		[ sort 'leasehold.control', map { s{.*/}{}r } glob "$share/leasehold--*.sql" ],
+		'and nothing else but the scripts of other versions');
 	is(
 		$node->owner(q(SELECT version, superuser, trusted, relocatable, requires
-			FROM pg_available_extension_versions WHERE name = 'leasehold')),
+			FROM pg_available_extension_versions
+			WHERE name = 'leasehold' AND version = (SELECT default_version FROM pg_available_extensions WHERE name = 'leasehold'))),
 		"$version|t|f|f|{plpgsql}",
 		'the server offers it');
-	is($node->owner(q(SELECT count(*) FROM pg_available_extension_versions WHERE name = 'leasehold')), 1, 'in one version');
+	is($node->owner(q(SELECT string_agg(source, ', ') FROM pg_extension_update_paths('leasehold')
+			WHERE target = (SELECT default_version FROM pg_available_extensions WHERE name = 'leasehold') AND path IS NULL)),
+		'', 'and a way to it from every other version');
 	unlike(slurp_file("$share/leasehold--$version.sql"), qr/[^\x00-\x7f]/, 'the script can be read in any encoding');
 	unlike(slurp_file("$share/leasehold--$version.sql"), qr/CREATE OR REPLACE|IF NOT EXISTS/i,
 		'the script takes over nothing that is there already');
@@ -198,7 +201,8 @@ subtest 'another version' => sub {
 	is($result, 'ok', 'requests are kept');
 	like($said, qr/WARNING.*version 99\.0/, 'with a warning');
 	my ($lease) = $said =~ /^([0-9a-f-]{36})/m;
-	$node->owner(q(UPDATE pg_extension SET extversion = '0.1' WHERE extname = 'leasehold'));
+	$node->owner(q(UPDATE pg_extension SET extversion = (SELECT default_version FROM pg_available_extensions WHERE name = 'leasehold')
+		WHERE extname = 'leasehold'));
 	$node->settles($lease, 'active', 'once they fit, it is carried out');
 	($result, $said) = $node->outcome('postgres', 'ALTER EXTENSION leasehold UPDATE');
 	like($said, qr/is already installed/, 'there is nothing to update to');
