@@ -1,5 +1,19 @@
 -- 99_finish.sql: owners, grants, what is dumped, and the announcement.
 
+-- A drop begins with loading the library that guards it.
+CREATE FUNCTION leasehold_internal.guard_drop() RETURNS event_trigger
+    LANGUAGE c AS 'MODULE_PATHNAME', 'leasehold_guard_drop';
+COMMENT ON FUNCTION leasehold_internal.guard_drop() IS 'Loads the library, whose hook guards DROP EXTENSION';
+CREATE EVENT TRIGGER leasehold_guard_drop ON ddl_command_start
+    WHEN TAG IN ('DROP EXTENSION', 'DROP OWNED')
+    EXECUTE FUNCTION leasehold_internal.guard_drop();
+ALTER EVENT TRIGGER leasehold_guard_drop ENABLE ALWAYS;
+COMMENT ON EVENT TRIGGER leasehold_guard_drop IS 'Loads the library, whose hook guards DROP EXTENSION';
+
+CREATE FUNCTION leasehold_internal.announce_extension() RETURNS void
+    LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'leasehold_announce_extension';
+COMMENT ON FUNCTION leasehold_internal.announce_extension() IS 'Tells the launcher of this database';
+
 -- What is new belongs to leasehold_owner (nothing runs with a superuser's rights),
 -- and nobody may do anything with it, publish() having seen to the public
 -- functions.  In an upgrade, what is there already keeps the grants that it has.
@@ -96,22 +110,5 @@ END
 $$;
 SELECT pg_catalog.pg_extension_config_dump('leasehold_internal.worker_epoch'::pg_catalog.regclass, '');
 
--- A drop begins with loading the library that guards it.
-CREATE FUNCTION leasehold_internal.guard_drop() RETURNS event_trigger
-    LANGUAGE c AS 'MODULE_PATHNAME', 'leasehold_guard_drop';
-SELECT leasehold_internal.revoke_all('FUNCTION', p.oid::pg_catalog.regprocedure::text, p.proacl)
-  FROM pg_catalog.pg_proc AS p WHERE p.oid = 'leasehold_internal.guard_drop()'::pg_catalog.regprocedure;
-COMMENT ON FUNCTION leasehold_internal.guard_drop() IS 'Loads the library, whose hook guards DROP EXTENSION';
-CREATE EVENT TRIGGER leasehold_guard_drop ON ddl_command_start
-    WHEN TAG IN ('DROP EXTENSION', 'DROP OWNED')
-    EXECUTE FUNCTION leasehold_internal.guard_drop();
-ALTER EVENT TRIGGER leasehold_guard_drop ENABLE ALWAYS;
-COMMENT ON EVENT TRIGGER leasehold_guard_drop IS 'Loads the library, whose hook guards DROP EXTENSION';
-
-CREATE FUNCTION leasehold_internal.announce_extension() RETURNS void
-    LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'leasehold_announce_extension';
-SELECT leasehold_internal.revoke_all('FUNCTION', p.oid::pg_catalog.regprocedure::text, p.proacl)
-  FROM pg_catalog.pg_proc AS p WHERE p.oid = 'leasehold_internal.announce_extension()'::pg_catalog.regprocedure;
-COMMENT ON FUNCTION leasehold_internal.announce_extension() IS 'Tells the launcher of this database';
 -- in every upgrade
 SELECT leasehold_internal.announce_extension();

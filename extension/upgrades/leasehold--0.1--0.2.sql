@@ -12,8 +12,6 @@ BEGIN
 END
 $$;
 
--- 99_finish.sql: owners, grants, what is dumped, and the announcement.
-
 -- What is new belongs to leasehold_owner (nothing runs with a superuser's rights),
 -- and nobody may do anything with it, publish() having seen to the public
 -- functions.  In an upgrade, what is there already keeps the grants that it has.

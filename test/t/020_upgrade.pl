@@ -46,7 +46,7 @@ my $FACTS = q(
 	SELECT 'function ' || p.proowner::regrole || ' ' || pg_get_functiondef(p.oid)
 	  FROM member AS m JOIN pg_proc AS p ON m.classid = 'pg_proc'::regclass AND p.oid = m.objid
 	UNION ALL
-	SELECT 'relation ' || r.name || ' ' || r.relowner::regrole || ' ' || r.relkind || ' ' || r.relrowsecurity || r.relforcerowsecurity
+	SELECT 'relation ' || r.name || ' ' || r.relowner::regrole || ' ' || r.relkind::text || ' ' || r.relrowsecurity || r.relforcerowsecurity
 		   || ' ' || COALESCE(array_to_string(r.reloptions, ','), '') || COALESCE(' ' || pg_get_viewdef(r.oid), '')
 	  FROM relation AS r
 	UNION ALL
@@ -64,15 +64,15 @@ my $FACTS = q(
 	UNION ALL
 	SELECT 'index ' || pg_get_indexdef(i.indexrelid) FROM pg_index AS i JOIN relation AS r ON r.oid = i.indrelid
 	UNION ALL
-	SELECT 'trigger ' || t.tgenabled || ' ' || pg_get_triggerdef(t.oid) FROM pg_trigger AS t JOIN relation AS r ON r.oid = t.tgrelid
+	SELECT 'trigger ' || t.tgenabled::text || ' ' || pg_get_triggerdef(t.oid) FROM pg_trigger AS t JOIN relation AS r ON r.oid = t.tgrelid
 	 WHERE NOT t.tgisinternal
 	UNION ALL
-	SELECT 'policy ' || r.name || ' ' || p.polname || ' ' || p.polcmd || ' ' || p.polroles::regrole[]::text || ' '
+	SELECT 'policy ' || r.name || ' ' || p.polname || ' ' || p.polcmd::text || ' ' || p.polroles::regrole[]::text || ' '
 		   || COALESCE(pg_get_expr(p.polqual, p.polrelid), '') || ' ' || COALESCE(pg_get_expr(p.polwithcheck, p.polrelid), '')
 		   || ' ' || COALESCE(obj_description(p.oid, 'pg_policy'), '')
 	  FROM pg_policy AS p JOIN relation AS r ON r.oid = p.polrelid
 	UNION ALL
-	SELECT 'event trigger ' || t.evtname || ' ' || t.evtenabled || ' ' || t.evttags::text FROM pg_event_trigger AS t
+	SELECT 'event trigger ' || t.evtname || ' ' || t.evtenabled::text || ' ' || t.evttags::text FROM pg_event_trigger AS t
 	UNION ALL
 	SELECT 'dumped ' || x.t::regclass || ' ' || x.condition
 	  FROM pg_extension AS e CROSS JOIN LATERAL unnest(e.extconfig, e.extcondition) AS x (t, condition) WHERE e.extname = 'leasehold');
