@@ -3,6 +3,8 @@
 -- A drop begins with loading the library that guards it.
 CREATE FUNCTION leasehold_internal.guard_drop() RETURNS event_trigger
     LANGUAGE c AS 'MODULE_PATHNAME', 'leasehold_guard_drop';
+SELECT leasehold_internal.revoke_all('FUNCTION', p.oid::pg_catalog.regprocedure::text, p.proacl)
+  FROM pg_catalog.pg_proc AS p WHERE p.oid = 'leasehold_internal.guard_drop()'::pg_catalog.regprocedure;
 COMMENT ON FUNCTION leasehold_internal.guard_drop() IS 'Loads the library, whose hook guards DROP EXTENSION';
 CREATE EVENT TRIGGER leasehold_guard_drop ON ddl_command_start
     WHEN TAG IN ('DROP EXTENSION', 'DROP OWNED')
@@ -12,6 +14,8 @@ COMMENT ON EVENT TRIGGER leasehold_guard_drop IS 'Loads the library, whose hook 
 
 CREATE FUNCTION leasehold_internal.announce_extension() RETURNS void
     LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'leasehold_announce_extension';
+SELECT leasehold_internal.revoke_all('FUNCTION', p.oid::pg_catalog.regprocedure::text, p.proacl)
+  FROM pg_catalog.pg_proc AS p WHERE p.oid = 'leasehold_internal.announce_extension()'::pg_catalog.regprocedure;
 COMMENT ON FUNCTION leasehold_internal.announce_extension() IS 'Tells the launcher of this database';
 
 -- What is new belongs to leasehold_owner (nothing runs with a superuser's rights),
@@ -44,6 +48,8 @@ BEGIN
            AND d.refclassid = 'pg_catalog.pg_extension'::pg_catalog.regclass
           JOIN pg_catalog.pg_extension AS e ON e.oid = d.refobjid AND e.extname = 'leasehold'
          WHERE o.owner NOT IN ('leasehold_owner'::pg_catalog.regrole, 'leasehold_worker'::pg_catalog.regrole)
+           -- superusers run these two: who could act as leasehold_owner must not be able to put others in their place
+           AND o.name NOT IN ('leasehold_internal.guard_drop()', 'leasehold_internal.announce_extension()')
     LOOP
         IF v_object.closed THEN
             PERFORM leasehold_internal.revoke_all(CASE v_object.type WHEN 'VIEW' THEN 'TABLE' ELSE v_object.type END,
@@ -88,7 +94,8 @@ GRANT EXECUTE ON FUNCTION leasehold_internal.occupied_slots(uuid, uuid, text), l
 -- in every upgrade
 REVOKE EXECUTE ON FUNCTION leasehold_internal.publish(regproc, text, text, text[]),
     leasehold_internal.protect(regclass, text, text),
-    leasehold_internal.revoke_all(text, text, aclitem[]) FROM leasehold_worker;
+    leasehold_internal.revoke_all(text, text, aclitem[]), leasehold_internal.guard_drop(),
+    leasehold_internal.announce_extension() FROM leasehold_worker;
 
 -- Dumped with the database: all but what is derived (calls) or node-local.
 DO $$

@@ -42,6 +42,8 @@ BEGIN
            AND d.refclassid = 'pg_catalog.pg_extension'::pg_catalog.regclass
           JOIN pg_catalog.pg_extension AS e ON e.oid = d.refobjid AND e.extname = 'leasehold'
          WHERE o.owner NOT IN ('leasehold_owner'::pg_catalog.regrole, 'leasehold_worker'::pg_catalog.regrole)
+           -- superusers run these two: who could act as leasehold_owner must not be able to put others in their place
+           AND o.name NOT IN ('leasehold_internal.guard_drop()', 'leasehold_internal.announce_extension()')
     LOOP
         IF v_object.closed THEN
             PERFORM leasehold_internal.revoke_all(CASE v_object.type WHEN 'VIEW' THEN 'TABLE' ELSE v_object.type END,
@@ -64,7 +66,8 @@ GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA leasehold_internal TO leasehold_worker;
 -- in every upgrade
 REVOKE EXECUTE ON FUNCTION leasehold_internal.publish(regproc, text, text, text[]),
     leasehold_internal.protect(regclass, text, text),
-    leasehold_internal.revoke_all(text, text, aclitem[]) FROM leasehold_worker;
+    leasehold_internal.revoke_all(text, text, aclitem[]), leasehold_internal.guard_drop(),
+    leasehold_internal.announce_extension() FROM leasehold_worker;
 
 -- in every upgrade
 SELECT leasehold_internal.announce_extension();
