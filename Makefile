@@ -81,5 +81,5 @@ include $(PGXS)
 extension/leasehold--$(EXTVERSION).sql: $(API)
 	cat $^ > $@
 
-$(OBJS): $(wildcard extension/*.h worker/*.h worker/providers/*.h)
+$(OBJS): Makefile $(wildcard extension/*.h worker/*.h worker/providers/*.h)
 endif
