@@ -69,7 +69,7 @@ bench soak format:
 	@dev/$@.sh
 
 upgrade-script:
-	@python3 dev/upgrade_script.py
+	@python3 dev/checks/upgrade_script.py
 
 else
 PGXS := $(shell $(PG_CONFIG) --pgxs)

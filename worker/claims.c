@@ -27,7 +27,7 @@
 
 #define CLAIM_BATCH			500
 
-static bool claim_one(Claims *single, int *troubles, bool *any);
+static bool claim_one(Claims *single, int *troubles);
 static void claim_work(void *arg);
 static void claim_taken(Claims *claims);
 static Call *make_call(HeapTuple row, TupleDesc desc, Claims *claims);
@@ -80,7 +80,9 @@ claims_one_by_one(Claims *claims)
 		single.taken_due = &claims->taken_due[i];
 		single.taken_count = 1;
 		single.claimed_count = 0;
-		if (!claim_one(&single, &troubles, &any))
+		if (claim_one(&single, &troubles))
+			any = true;
+		else
 		{
 			claims_drop(&single);
 			take_back(claims, i);
@@ -95,7 +97,7 @@ claims_one_by_one(Claims *claims)
 
 /* False if it failed, or was not tried since others failed. */
 static bool
-claim_one(Claims *single, int *troubles, bool *any)
+claim_one(Claims *single, int *troubles)
 {
 	if (transaction_gives_up(*troubles))
 		return false;
@@ -105,7 +107,6 @@ claim_one(Claims *single, int *troubles, bool *any)
 		return false;
 	}
 	*troubles = 0;
-	*any = true;
 	return true;
 }
 

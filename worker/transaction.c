@@ -23,7 +23,6 @@
 
 #define TROUBLES_IN_ROW		3	/* then the rest has to wait, too; locks do not count */
 #define LOCKS_PATIENTLY		3	/* then the rest of a round waits for none */
-#define LOCK_TIMEOUT		"80ms"
 #define LOCK_TIMEOUT_SHORT	"5ms"
 #define REPORT_AGAIN_MS		60000
 
@@ -84,7 +83,6 @@ run(const char *what, TransactionWork work, void *arg, bool trouble_is_known)
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(context);
-	pgstat_report_stat(false);
 	pgstat_report_activity(STATE_IDLE, NULL);
 	return ok;
 }
@@ -129,7 +127,7 @@ void
 transaction_forget_locks(void)
 {
 	if (locks_met >= LOCKS_PATIENTLY)
-		SetConfigOption("lock_timeout", LOCK_TIMEOUT, PGC_SUSET, PGC_S_OVERRIDE);
+		SetConfigOption("lock_timeout", TRANSACTION_LOCK_TIMEOUT, PGC_SUSET, PGC_S_OVERRIDE);
 	locks_met = 0;
 }
 

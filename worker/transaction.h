@@ -5,6 +5,7 @@
 #ifndef LEASEHOLD_TRANSACTION_H
 #define LEASEHOLD_TRANSACTION_H
 
+#define TRANSACTION_LOCK_TIMEOUT "80ms" /* unless several locks were met in a round */
 #define LOCKED_PAUSE_MS		50	/* of what somebody has locked */
 #define TROUBLE_PAUSE_MS	1000	/* of what met with an error that passes */
 

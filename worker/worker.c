@@ -52,6 +52,7 @@
 #include "queue.h"
 #include "round.h"
 #include "settings.h"
+#include "transaction.h"
 #include "worker.h"
 
 #define SPARE_DESCRIPTORS	256
@@ -137,7 +138,7 @@ worker_connect(Oid database)
 		{"statement_timeout", "0"},
 		{"idle_in_transaction_session_timeout", "0"},
 		/* users' locks must not hold us up: see api/40_dispatch.sql */
-		{"lock_timeout", "80ms"},
+		{"lock_timeout", TRANSACTION_LOCK_TIMEOUT},
 		{"deadlock_timeout", "1s"},
 		/* a claim that is not on disk is no claim */
 		{"synchronous_commit", "on"},
@@ -391,7 +392,11 @@ worker_loop(void)
 		if (installation_may_write(state))
 			next = Min(next, next_housekeeping);
 		wait_ms = worker_wait_ms(now, Min(next, next_check));
-		/* statistics of a busy moment, which the server wanted later */
+
+		/*
+		 * what the transactions did; of a busy moment the server wants it
+		 * later
+		 */
 		report_ms = pgstat_report_stat(false);
 		event_loop_wait(report_ms > 0 ? Min(wait_ms, report_ms) : wait_ms, PG_WAIT_EXTENSION);
 	}

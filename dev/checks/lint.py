@@ -11,11 +11,11 @@ import pathlib
 import re
 import shlex
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 
 import indent
+import upgrade_script
 from jobs import Job, Outcome, Place, run, since
 from suites import Suite
 
@@ -129,7 +129,7 @@ def released(place: Place, files: list[str]) -> Findings:
         text = (place.source / file).read_bytes()
         if sums.get(name) != hashlib.sha256(text).hexdigest():
             findings.append(f"{file}: was released, but is not what SHA256SUMS says")
-        if name == f"leasehold--{version(place)}.sql":
+        if name == f"leasehold--{upgrade_script.version(place.source)}.sql":
             api = b"".join((place.source / part).read_bytes() for part in sorted(place.files("extension/api/*.sql")))
             if text != api:
                 findings.append(f"extension/api: differs from {file}; raise EXTVERSION in Makefile and default_version in "
@@ -137,18 +137,12 @@ def released(place: Place, files: list[str]) -> Findings:
     return findings
 
 
-def upgrade_script(place: Place, files: list[str]) -> Findings:
+def upgrade_is_current(place: Place, files: list[str]) -> Findings:
     """It is what `make upgrade-script` makes of extension/api/."""
-    sys.path.insert(0, str(place.source / "dev"))
-    from upgrade_script import upgrade  # pylint: disable=import-outside-toplevel,import-error
-    made = upgrade(place.source)
+    made = upgrade_script.upgrade(place.source)
     if made is None or made[0].exists() and made[0].read_text() == made[1]:
         return []
     return [f"{made[0].relative_to(place.source)}: is out of date; run `make upgrade-script`"]
-
-
-def version(place: Place) -> str:
-    return re.search(r"^EXTVERSION\s*=\s*(\S+)", (place.source / "Makefile").read_text(), re.M)[1]
 
 
 C_FILES = ("extension/**/*.c", "worker/**/*.c")
@@ -158,7 +152,7 @@ SHELL_FILES = ("dev/*.sh", ".ci/run")
 # name, files, what it does, how to ask for its version, the version wanted
 CHECKS = [
     ("released SQL", ("extension/released/*.sql",), released, None, ""),
-    ("upgrade script", ("Makefile",), upgrade_script, None, ""),
+    ("upgrade script", ("Makefile",), upgrade_is_current, None, ""),
     ("exported symbols", ("leasehold.so",), symbols, None, ""),
     ("format", C_FILES + HEADERS, layout, ["pg_bsd_indent", "--version"], indent.VERSION),
     ("shellcheck", SHELL_FILES, shellcheck, ["shellcheck", "--version"], "0.9"),

@@ -95,9 +95,14 @@ def compose(old_text, new_text, by_hand):
             yield statement
 
 
+def version(top):
+    """That of the sources."""
+    return re.search(r"^EXTVERSION\s*=\s*(\S+)", (top / "Makefile").read_text(), re.M)[1]
+
+
 def upgrade(top):
     """The path of the script that upgrades the latest release, and its text; None if there is nothing later."""
-    after = re.search(r"^EXTVERSION\s*=\s*(\S+)", (top / "Makefile").read_text(), re.M)[1]
+    after = version(top)
     released = [re.search(r"--([\d.]+)\.sql$", path.name)[1] for path in (top / "extension/released").glob("*.sql")]
     if after in released or not released:
         return None
@@ -111,6 +116,6 @@ def upgrade(top):
 
 
 if __name__ == "__main__":
-    if made := upgrade(pathlib.Path(__file__).resolve().parent.parent):
+    if made := upgrade(pathlib.Path(__file__).resolve().parents[2]):
         made[0].write_text(made[1])
         print(made[0].name)
