@@ -28,6 +28,7 @@
 	X(PROVIDER_NOT_FOUND, "provider_not_found", "PT404") \
 	X(LEASE_NOT_FOUND, "lease_not_found", "PT404") \
 	X(CALL_NOT_FOUND, "call_not_found", "PT404") \
+	X(COMMAND_NOT_FOUND, "command_not_found", "PT404") \
 	/* the argument itself is wrong */ \
 	X(ARGUMENT_REQUIRED, "argument_required", "22023") \
 	X(ARGUMENT_INVALID, "argument_invalid", "22023") \

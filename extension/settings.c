@@ -19,6 +19,9 @@
 int			setting_workers = 1;
 int			setting_max_databases = 16;
 int			setting_max_concurrent_calls = 1000;
+int			setting_max_concurrent_commands = 200;
+int			setting_max_output = 16384;
+int			setting_output_retention = 14;
 int			setting_provider_concurrency = 1000;
 int			setting_rpc_timeout = 30000;
 int			setting_connect_timeout = 10000;
@@ -75,10 +78,16 @@ static const IntSetting int_settings[] = {
 	&setting_lease_retention, 1, 36500, PGC_SIGHUP, 0},
 	{"leasehold.max_concurrent_calls", "Provider calls that one worker has in flight at most.",
 	&setting_max_concurrent_calls, 1, 20000, PGC_SIGHUP, 0},
+	{"leasehold.max_concurrent_commands", "Commands that one worker has carried out at a time at most.",
+	&setting_max_concurrent_commands, 1, 10000, PGC_SIGHUP, 0},
 	{"leasehold.max_databases", "Databases of this server that can have Leasehold.",
 	&setting_max_databases, 1, 1000, PGC_POSTMASTER, 0},
 	{"leasehold.max_response_size", "Largest answer that is accepted from a provider.",
 	&setting_max_response_size, 1, 65536, PGC_SIGHUP, GUC_UNIT_KB},
+	{"leasehold.max_output", "Output that is kept of a command at most; the limit output_bytes can make it less.",
+	&setting_max_output, 1, 1048576, PGC_SIGHUP, GUC_UNIT_KB},
+	{"leasehold.output_retention", "Days that the output of commands is kept.",
+	&setting_output_retention, 1, 36500, PGC_SIGHUP, 0},
 	{"leasehold.provider_concurrency", "Calls that one worker has in flight to the same provider at most.",
 	&setting_provider_concurrency, 1, 20000, PGC_SIGHUP, 0},
 	{"leasehold.reconcile_interval", "Time between sweeps that compare providers' resources with the leases; 0 turns them off.",

@@ -11,6 +11,9 @@ extern int	setting_max_databases;
 
 /* read by workers, changed by reload */
 extern int	setting_max_concurrent_calls;
+extern int	setting_max_concurrent_commands;
+extern int	setting_max_output;
+extern int	setting_output_retention;
 extern int	setting_provider_concurrency;
 extern int	setting_rpc_timeout;
 extern int	setting_connect_timeout;

@@ -20,7 +20,7 @@
 #define SHARED_MAX_PROVIDERS	64	/* reported per worker at a time */
 #define SHARED_WAIT_BUCKETS		64
 #define SHARED_REASON_SIZE		256
-#define SHARED_KEY_SIZE			64
+#define SHARED_KEY_SIZE			80	/* a provider's key, or a plugin's, with what is said before it */
 
 typedef enum WorkerState
 {
@@ -69,7 +69,8 @@ typedef struct SharedWorker
 	TimestampTz started_at;
 	TimestampTz last_round_at;
 	int64		epoch;
-	int			in_flight;
+	int			in_flight;		/* calls */
+	int			commands;		/* that are carried out */
 	int			queued;
 	int			capacity;
 	uint64		rounds;

@@ -18,6 +18,8 @@
 #include "utils/timestamp.h"
 
 #include "answers.h"
+#include "command_answers.h"
+#include "command_output.h"
 #include "due.h"
 #include "settings.h"
 #include "statement.h"
@@ -32,7 +34,7 @@ static void apply_work(void *arg);
 static void set_aside_work(void *arg);
 static void apply_lease_answers(AnswerBatch *batch, const int *index, int count);
 static void lease_args(Call *const *calls, const int *index, const QueueKey *keys, int count, Datum *args);
-static bool note_applied(char *applied, const int *index, const QueueKey *keys, int count);
+static bool any_ended(void);
 static void let_requests_go_on(void);
 static void apply_stray_answers(AnswerBatch *batch, const int *index, int count);
 static char apply_initialize_answer(Call *call);
@@ -50,7 +52,7 @@ answers_collect(AnswerBatch *batch, TimestampTz now)
 	{
 		Call	   *call = dlist_container(Call, node, iter.cur);
 
-		if (call->apply_after > now)
+		if (call->apply_after > now || command_output_left(call, false))
 			continue;
 		batch->calls[batch->count++] = call;
 		if (batch->count == ANSWER_BATCH)
@@ -70,7 +72,7 @@ answers_apply_one_by_one(AnswerBatch *batch, Woken *woken)
 		char		applied = 'a';
 		AnswerBatch single = {.calls = &call,.count = 1,.applied = &applied};
 
-		if (transaction_gives_up(troubles))
+		if (transaction_gives_up(troubles) || command_output_left(call, true))
 			call->apply_after = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), LOCKED_PAUSE_MS);
 		else if (apply_one(&single, &troubles))
 		{
@@ -134,13 +136,21 @@ answers_apply(AnswerBatch *batch)
 	int		   *strays = palloc(batch->count * sizeof(int));
 	int			lease_count = 0;
 	int			stray_count = 0;
+	int		   *commands = palloc(batch->count * sizeof(int));
+	int			command_count = 0;
+	int		   *cancels = palloc(batch->count * sizeof(int));
+	int			cancel_count = 0;
 
 	for (int i = 0; i < batch->count; i++)
 	{
 		Call	   *call = batch->calls[i];
 
 		batch->applied[i] = 'a';
-		if (strcmp(call->operation, "destroy_stray") == 0)
+		if (call->key.slot == SLOT_COMMAND)
+			commands[command_count++] = i;
+		else if (call->key.slot == SLOT_CANCEL)
+			cancels[cancel_count++] = i;
+		else if (strcmp(call->operation, "destroy_stray") == 0)
 			strays[stray_count++] = i;
 		else if (strcmp(call->operation, "initialize") == 0)
 			batch->applied[i] = apply_initialize_answer(call);
@@ -153,6 +163,10 @@ answers_apply(AnswerBatch *batch)
 		apply_lease_answers(batch, leases, lease_count);
 	if (stray_count > 0)
 		apply_stray_answers(batch, strays, stray_count);
+	if (command_count > 0)
+		command_answers_apply(batch->calls, commands, command_count, batch->applied);
+	if (cancel_count > 0)
+		command_answers_apply_cancels(batch->calls, cancels, cancel_count);
 }
 
 /* The index says which of the batch. */
@@ -173,7 +187,8 @@ apply_lease_answers(AnswerBatch *batch, const int *index, int count)
 											"($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)",
 											LEASE_ARGS, types), args, NULL, false, 0) != SPI_OK_SELECT)
 		elog(ERROR, "could not apply answers");
-	if (note_applied(batch->applied, index, keys, count))
+	statement_note_applied(batch->applied, index, keys, count);
+	if (any_ended())
 		let_requests_go_on();
 }
 
@@ -224,37 +239,18 @@ lease_args(Call *const *calls, const int *index, const QueueKey *keys, int count
 	args[14] = Int32GetDatum(setting_cleanup_attempts);
 }
 
-/* What complete_calls() has returned.  Returns whether anything ended. */
+/* Whether complete_calls() has returned that anything ended. */
 static bool
-note_applied(char *applied, const int *index, const QueueKey *keys, int count)
+any_ended(void)
 {
-	bool		any_ended = false;
-
 	for (uint64 r = 0; r < SPI_processed; r++)
 	{
-		HeapTuple	row = SPI_tuptable->vals[r];
-		TupleDesc	desc = SPI_tuptable->tupdesc;
 		bool		isnull;
-		pg_uuid_t  *company = DatumGetUUIDP(SPI_getbinval(row, desc, 1, &isnull));
-		pg_uuid_t  *subject = DatumGetUUIDP(SPI_getbinval(row, desc, 2, &isnull));
-		char	   *what = SPI_getvalue(row, desc, 3);
 
-		if (DatumGetBool(SPI_getbinval(row, desc, 4, &isnull)))
-			any_ended = true;
-		for (int i = 0; i < count; i++)
-		{
-			/* rows come back in the order of the arrays, as a rule */
-			int			at = (int) ((r + i) % count);
-
-			if (memcmp(&keys[at].subject, subject, UUID_LEN) == 0 &&
-				memcmp(&keys[at].company, company, UUID_LEN) == 0)
-			{
-				applied[index[at]] = what[0];
-				break;
-			}
-		}
+		if (DatumGetBool(SPI_getbinval(SPI_tuptable->vals[r], SPI_tuptable->tupdesc, 4, &isnull)))
+			return true;
 	}
-	return any_ended;
+	return false;
 }
 
 /* Places under limits have become free. */

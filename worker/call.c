@@ -21,6 +21,8 @@ static const struct
 	{"environmentDestroyLease", METHOD_DESTROY},
 	{"environmentFindLease", METHOD_FIND},
 	{"environmentListLeases", METHOD_LIST},
+	{"environmentExecute", METHOD_EXECUTE},
+	{"environmentCancelExecute", METHOD_CANCEL},
 };
 
 bool

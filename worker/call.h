@@ -11,6 +11,9 @@
 
 #include "queue.h"
 
+/* a command that is carried out: see command.h */
+typedef struct Command Command;
+
 typedef enum CallMethod
 {
 	METHOD_INITIALIZE,
@@ -19,7 +22,9 @@ typedef enum CallMethod
 	METHOD_RELEASE,
 	METHOD_DESTROY,
 	METHOD_FIND,
-	METHOD_LIST
+	METHOD_LIST,
+	METHOD_EXECUTE,
+	METHOD_CANCEL
 } CallMethod;
 
 /*
@@ -35,6 +40,8 @@ typedef enum CallOutcome
 	OUTCOME_FAILED,
 	OUTCOME_UNKNOWN
 } CallOutcome;
+
+#define call_lane(call)		((call)->key.slot == SLOT_COMMAND ? LANE_COMMANDS : LANE_CALLS)
 
 #define CALL_CODE_SIZE		64
 #define CALL_MESSAGE_SIZE	241 /* long enough to help, short enough for a log */
@@ -75,6 +82,8 @@ typedef struct Call
 	char	   *next_cursor;
 	char	  **supported_methods;	/* METHOD_INITIALIZE */
 	int			supported_method_count;
+
+	Command    *command;		/* SLOT_COMMAND: what it writes and how it ends; else NULL */
 
 	bool		not_asked;		/* the outcome says nothing about the provider */
 	bool		provider_failed;	/* counts for a circuit breaker */

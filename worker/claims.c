@@ -17,6 +17,7 @@
 #include "utils/timestamp.h"
 
 #include "claims.h"
+#include "command_output.h"
 #include "due.h"
 #include "plugins.h"
 #include "providers/provider.h"
@@ -27,11 +28,15 @@
 
 #define CLAIM_BATCH			500
 
+static const Oid claim_types[] = {INT8OID, UUIDARRAYOID, UUIDARRAYOID, TEXTARRAYOID, INT4OID, INT8OID};
+
 static bool claim_one(Claims *single, int *troubles);
 static void claim_work(void *arg);
 static void claim_taken(Claims *claims);
+static void claim_keys(Claims *claims, const QueueKey *keys, int count, SPIPlanPtr plan);
 static Call *make_call(HeapTuple row, TupleDesc desc, Claims *claims);
 static void read_call(Call *call, HeapTuple row, TupleDesc desc);
+static QueueSlot slot_of(const char *operation);
 static QueueShare *find_taker(Claims *claims, const QueueKey *key);
 static void take_back(Claims *claims, int i);
 static void postpone_work(void *arg);
@@ -57,8 +62,7 @@ claims_take(Claims *claims)
 	 * round began, holds for it
 	 */
 	plugins_refresh();
-	claims->taken_count = queue_take(claims->taken, claims->takers, claims->taken_due,
-									 Min(CLAIM_BATCH, worker.capacity - worker.in_flight), claims->now);
+	claims->taken_count = queue_take(claims->taken, claims->takers, claims->taken_due, CLAIM_BATCH, claims->now);
 	if (claims->taken_count > 0)
 		claim_taken(claims);
 }
@@ -119,17 +123,45 @@ claim_work(void *arg)
 static void
 claim_taken(Claims *claims)
 {
-	static SPIPlanPtr plan = NULL;
-	Datum		args[5];
+	static SPIPlanPtr calls_plan = NULL;
+	static SPIPlanPtr commands_plan = NULL;
+	QueueKey   *calls = palloc(claims->taken_count * sizeof(QueueKey));
+	QueueKey   *commands = palloc(claims->taken_count * sizeof(QueueKey));
+	int			call_count = 0;
+	int			command_count = 0;
+
+	for (int i = 0; i < claims->taken_count; i++)
+	{
+		const QueueKey *key = &claims->taken[i];
+
+		if (key->slot == SLOT_COMMAND || key->slot == SLOT_CANCEL)
+			commands[command_count++] = *key;
+		else
+			calls[call_count++] = *key;
+	}
+	if (call_count > 0)
+		claim_keys(claims, calls, call_count,
+				   statement_prepared(&calls_plan, "SELECT *, NULL::bigint FROM leasehold_internal.claim_calls($1, $2, $3, $4, $5)",
+									  5, claim_types));
+	if (command_count > 0)
+		claim_keys(claims, commands, command_count,
+				   statement_prepared(&commands_plan, "SELECT * FROM leasehold_internal.claim_commands($1, $2, $3, $4, $5, $6)",
+									  6, claim_types));
+	plugins_refresh();
+}
+
+static void
+claim_keys(Claims *claims, const QueueKey *keys, int count, SPIPlanPtr plan)
+{
+	Datum		args[6];
 
 	args[0] = Int64GetDatum(worker.epoch);
-	args[1] = statement_companies(claims->taken, claims->taken_count);
-	args[2] = statement_subjects(claims->taken, claims->taken_count);
-	args[3] = statement_slots(claims->taken, claims->taken_count);
+	args[1] = statement_companies(keys, count);
+	args[2] = statement_subjects(keys, count);
+	args[3] = statement_slots(keys, count);
 	args[4] = Int32GetDatum(setting_rpc_timeout);
-	if (SPI_execute_plan(statement_prepared(&plan, "SELECT * FROM leasehold_internal.claim_calls($1, $2, $3, $4, $5)", 5,
-											(Oid[]) {INT8OID, UUIDARRAYOID, UUIDARRAYOID, TEXTARRAYOID, INT4OID}),
-						 args, NULL, false, 0) != SPI_OK_SELECT)
+	args[5] = Int64GetDatum(setting_max_output * INT64CONST(1024));
+	if (SPI_execute_plan(plan, args, NULL, false, 0) != SPI_OK_SELECT)
 		elog(ERROR, "could not claim calls");
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
@@ -149,7 +181,6 @@ claim_taken(Claims *claims)
 						!plugin_is_current(call->plugin, DatumGetTransactionId(plugin_row))))
 			plugins_forget();
 	}
-	plugins_refresh();
 }
 
 static Call *
@@ -190,7 +221,7 @@ read_call(Call *call, HeapTuple row, TupleDesc desc)
 	call->operation = SPI_getvalue(row, desc, 4);
 	call->key.company = *DatumGetUUIDP(SPI_getbinval(row, desc, 1, &isnull));
 	call->key.subject = *DatumGetUUIDP(SPI_getbinval(row, desc, 2, &isnull));
-	call->key.sweep = strcmp(call->operation, "reconcile") == 0;
+	call->key.slot = slot_of(call->operation);
 	call->generation = DatumGetInt32(SPI_getbinval(row, desc, 3, &isnull));
 	call->plugin = SPI_getvalue(row, desc, 8);
 	call->provider = SPI_getvalue(row, desc, 9);
@@ -204,6 +235,24 @@ read_call(Call *call, HeapTuple row, TupleDesc desc)
 	call->method_name = method;
 	if (!call_parse_method(method, &call->method))
 		elog(ERROR, "unknown method \"%s\"", method);
+	if (call->key.slot == SLOT_COMMAND)
+	{
+		Datum		limit = SPI_getbinval(row, desc, 16, &isnull);
+
+		command_output_begin(call, isnull ? 0 : DatumGetInt64(limit));
+	}
+}
+
+static QueueSlot
+slot_of(const char *operation)
+{
+	if (strcmp(operation, "reconcile") == 0)
+		return SLOT_SWEEP;
+	if (strcmp(operation, "execute") == 0)
+		return SLOT_COMMAND;
+	if (strcmp(operation, "cancel_command") == 0)
+		return SLOT_CANCEL;
+	return SLOT_OP;
 }
 
 static QueueShare *
@@ -282,7 +331,7 @@ start_claimed(Claims *claims)
 		Call	   *call = claims->claimed[i];
 
 		dlist_push_tail(&worker.out, &call->node);
-		worker.in_flight++;
+		worker.in_flight[call_lane(call)]++;
 		worker.shared->started_calls++;
 		if (call->outcome != OUTCOME_NONE)
 		{

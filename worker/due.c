@@ -19,6 +19,7 @@
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
+#include "command_output.h"
 #include "due.h"
 #include "settings.h"
 #include "statement.h"
@@ -92,9 +93,9 @@ read_due(DueCalls *due)
 
 		key.company = *DatumGetUUIDP(SPI_getbinval(row, desc, 1, &isnull));
 		key.subject = *DatumGetUUIDP(SPI_getbinval(row, desc, 2, &isnull));
-		key.sweep = strcmp(slot, "sweep") == 0;
+		key.slot = SLOT_OP;
 		due->last = DatumGetTimestampTz(SPI_getbinval(row, desc, 5, &isnull));
-		if (!key.sweep && strcmp(slot, "op") != 0)
+		if (!statement_parse_slot(slot, &key.slot))
 		{
 			due->timers[due->timer_count++] = key;
 			due->added++;
@@ -132,7 +133,7 @@ read_overdue(DueCalls *due)
 
 		key->company = *DatumGetUUIDP(SPI_getbinval(row, desc, 1, &isnull));
 		key->subject = *DatumGetUUIDP(SPI_getbinval(row, desc, 2, &isnull));
-		key->sweep = false;
+		key->slot = SLOT_OP;
 	}
 }
 
@@ -184,6 +185,7 @@ due_forget_call(Call *call)
 	TimestampTz again = DT_NOEND;
 
 	dlist_delete(&call->node);
+	command_output_forget(call);
 	if (call->queue != NULL)
 		again = due_forget(&call->key);
 	MemoryContextDelete(call->context);

@@ -17,6 +17,7 @@
 #include "utils/wait_event.h"
 
 #include "answers.h"
+#include "command_output.h"
 #include "due.h"
 #include "event_loop.h"
 #include "handover.h"
@@ -96,6 +97,12 @@ withdraw_unsent(void)
 			call_set_outcome(call, OUTCOME_RETRY, "worker_ended", "the worker ended before it could send the request");
 			worker_call_finished(call);
 		}
+		else if (call->key.slot == SLOT_COMMAND)
+		{
+			/* nobody will see its end; what it wrote is kept */
+			call_set_outcome(call, OUTCOME_UNKNOWN, "worker_ended", "the worker ended before the command did");
+			worker_call_finished(call);
+		}
 	}
 }
 
@@ -113,6 +120,7 @@ store_finished(void)
 		int			left = worker.finished_count;
 
 		answers_wait_no_longer();
+		command_output_wait_no_longer();
 		QueryCancelPending = false;
 		(void) round_run(INSTALLATION_PAUSED, false);
 		if (worker.finished_count == left)

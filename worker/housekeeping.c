@@ -34,7 +34,7 @@ void
 housekeeping_run(void)
 {
 	static const char *const duties[] = {
-		"partitions", "idempotency_keys", "leases", "places", "takeover", "rebuild", "reconcile"
+		"partitions", "idempotency_keys", "leases", "output", "places", "takeover", "rebuild", "reconcile"
 	};
 	static bool failed[lengthof(duties)];
 

@@ -181,8 +181,8 @@ read_limits(void)
 	if (SPI_execute("SELECT FROM leasehold.companies AS c WHERE c.status = 'active'", false, 2) != SPI_OK_SELECT)
 		elog(ERROR, "could not count the companies");
 	several_companies = SPI_processed > 1;
-	if (SPI_execute("SELECT l.company_id, l.provider, l.value FROM leasehold.limits AS l"
-					" WHERE l.name = 'concurrent_calls' AND l.environment_id = leasehold_internal.no_company()",
+	if (SPI_execute("SELECT l.company_id, l.provider, l.value, l.name = 'concurrent_commands' FROM leasehold.limits AS l"
+					" WHERE l.name IN ('concurrent_calls', 'concurrent_commands') AND l.environment_id = leasehold_internal.no_company()",
 					false, 0) != SPI_OK_SELECT)
 		elog(ERROR, "could not read the limits");
 
@@ -193,7 +193,8 @@ read_limits(void)
 		TupleDesc	desc = SPI_tuptable->tupdesc;
 		bool		isnull;
 
-		call_limits_set(DatumGetUUIDP(SPI_getbinval(row, desc, 1, &isnull)), SPI_getvalue(row, desc, 2),
+		call_limits_set(DatumGetBool(SPI_getbinval(row, desc, 4, &isnull)) ? LANE_COMMANDS : LANE_CALLS,
+						DatumGetUUIDP(SPI_getbinval(row, desc, 1, &isnull)), SPI_getvalue(row, desc, 2),
 						DatumGetInt64(SPI_getbinval(row, desc, 3, &isnull)));
 	}
 	queue_limits_changed();

@@ -37,6 +37,8 @@
 typedef struct QueueProvider
 {
 	char		key[SHARED_KEY_SIZE];	/* hash key */
+	QueueLane	lane;
+	const char *name;			/* what limits call it: the key without QUEUE_COMMANDS */
 	dlist_node	node;			/* in the ring of providers that have due calls */
 	bool		in_ring;
 	dlist_head	waiting;		/* ring of shares with due calls */
@@ -57,9 +59,15 @@ typedef struct QueueProvider
 	SharedProvider *shared;		/* where this is reported, or NULL */
 } QueueProvider;
 
+typedef struct CompanyKey
+{
+	pg_uuid_t	id;
+	QueueLane	lane;
+} CompanyKey;
+
 typedef struct QueueCompany
 {
-	pg_uuid_t	id;				/* hash key */
+	CompanyKey	key;			/* hash key */
 	int			share_count;
 	int			in_flight;
 	int			limit;			/* of in_flight */
@@ -103,17 +111,17 @@ typedef struct QueueItem
 
 static MemoryContext queue_context;
 static HTAB *providers;			/* QueueProvider by key */
-static HTAB *companies;			/* QueueCompany by id */
+static HTAB *companies;			/* QueueCompany by CompanyKey */
 static HTAB *shares;			/* QueueShare by ShareKey */
 static HTAB *items;				/* QueueItem by QueueKey: queued and in flight */
 static dlist_head ring = DLIST_STATIC_INIT(ring);
 static int	total_queued = 0;
 static int	total_waiting = 0;	/* shares with due calls */
-static int	total_in_flight = 0;
+static int	total_in_flight[QUEUE_LANES] = {0, 0};
 static int	overflowing = 0;	/* shares with overflow_since */
 
 static HTAB *make_table(const char *name, Size key_size, Size entry_size, int flags);
-static QueueProvider *provider_of(const char *key);
+static QueueProvider *provider_of(QueueLane lane, const char *key);
 static QueueShare *share_of(QueueProvider *provider, const pg_uuid_t *company);
 static void note_use(QueueShare *share, TimestampTz now);
 static void forget_unused(QueueProvider *provider, TimestampTz now);
@@ -123,6 +131,7 @@ static QueueShare *longest_of(QueueProvider *provider, QueueShare *longest);
 static void leave_in_table(QueueShare *share, TimestampTz due_at);
 static QueueItem *remove_item(QueueShare *share, dlist_node *node);
 static bool provider_may(const QueueProvider *provider, TimestampTz now);
+static bool has_places(const QueueProvider *provider);
 static bool has_place(const QueueShare *share);
 static void give_place_back(QueueItem *item);
 static QueueShare *choose_share(QueueProvider *provider, TimestampTz now);
@@ -140,7 +149,7 @@ queue_init(void)
 {
 	queue_context = AllocSetContextCreate(TopMemoryContext, "leasehold queue", ALLOCSET_DEFAULT_SIZES);
 	providers = make_table("leasehold providers", SHARED_KEY_SIZE, sizeof(QueueProvider), HASH_STRINGS);
-	companies = make_table("leasehold companies", sizeof(pg_uuid_t), sizeof(QueueCompany), HASH_BLOBS);
+	companies = make_table("leasehold companies", sizeof(CompanyKey), sizeof(QueueCompany), HASH_BLOBS);
 	shares = make_table("leasehold shares", sizeof(ShareKey), sizeof(QueueShare), HASH_BLOBS);
 	items = make_table("leasehold due calls", sizeof(QueueKey), sizeof(QueueItem), HASH_BLOBS);
 }
@@ -161,20 +170,23 @@ make_table(const char *name, Size key_size, Size entry_size, int flags)
 
 /* Made if it is new. */
 static QueueProvider *
-provider_of(const char *key)
+provider_of(QueueLane lane, const char *name)
 {
-	char		name[SHARED_KEY_SIZE];
+	const char *prefix = lane == LANE_COMMANDS ? QUEUE_COMMANDS : "";
+	char		key[SHARED_KEY_SIZE];
 	QueueProvider *provider;
 	bool		found;
 
-	strlcpy(name, key, sizeof(name));
-	provider = hash_search(providers, name, HASH_ENTER, &found);
+	snprintf(key, sizeof(key), "%s%s", prefix, name);
+	provider = hash_search(providers, key, HASH_ENTER, &found);
 	if (!found)
 	{
 		memset((char *) provider + SHARED_KEY_SIZE, 0, sizeof(QueueProvider) - SHARED_KEY_SIZE);
 		dlist_init(&provider->waiting);
 		dlist_init(&provider->shares);
-		provider->limit = call_limit_of_provider(provider->key);
+		provider->lane = lane;
+		provider->name = provider->key + strlen(prefix);
+		provider->limit = call_limit_of_provider(lane, provider->name);
 		breaker_close(&provider->breaker);
 	}
 	return provider;
@@ -185,6 +197,7 @@ static QueueShare *
 share_of(QueueProvider *provider, const pg_uuid_t *company)
 {
 	ShareKey	key = {provider, *company};
+	CompanyKey	company_key = {*company, provider->lane};
 	QueueShare *share;
 	bool		found;
 
@@ -193,16 +206,16 @@ share_of(QueueProvider *provider, const pg_uuid_t *company)
 		return share;
 	memset((char *) share + sizeof(ShareKey), 0, sizeof(QueueShare) - sizeof(ShareKey));
 	dlist_init(&share->items);
-	share->limit = call_limit_of_share(provider->key, company);
+	share->limit = call_limit_of_share(provider->lane, provider->name, company);
 	breaker_close(&share->breaker);
 	dlist_push_tail(&provider->shares, &share->use_node);
 	provider->share_count++;
 
-	share->company = hash_search(companies, company, HASH_ENTER, &found);
+	share->company = hash_search(companies, &company_key, HASH_ENTER, &found);
 	if (!found)
 	{
 		share->company->share_count = share->company->in_flight = 0;
-		share->company->limit = call_limit_of_company(company);
+		share->company->limit = call_limit_of_company(provider->lane, company);
 	}
 	share->company->share_count++;
 	return share;
@@ -236,7 +249,7 @@ forget_unused(QueueProvider *provider, TimestampTz now)
 		dlist_delete(&share->use_node);
 		provider->share_count--;
 		if (--share->company->share_count == 0)
-			hash_search(companies, &share->company->id, HASH_REMOVE, NULL);
+			hash_search(companies, &share->company->key, HASH_REMOVE, NULL);
 		hash_search(shares, &share->key, HASH_REMOVE, NULL);
 	}
 }
@@ -251,13 +264,13 @@ queue_limits_changed(void)
 
 	hash_seq_init(&seq, providers);
 	while ((provider = hash_seq_search(&seq)) != NULL)
-		provider->limit = call_limit_of_provider(provider->key);
+		provider->limit = call_limit_of_provider(provider->lane, provider->name);
 	hash_seq_init(&seq, companies);
 	while ((company = hash_seq_search(&seq)) != NULL)
-		company->limit = call_limit_of_company(&company->id);
+		company->limit = call_limit_of_company(company->key.lane, &company->key.id);
 	hash_seq_init(&seq, shares);
 	while ((share = hash_seq_search(&seq)) != NULL)
-		share->limit = call_limit_of_share(share->key.provider->key, &share->key.company);
+		share->limit = call_limit_of_share(share->key.provider->lane, share->key.provider->name, &share->key.company);
 }
 
 /* Due calls */
@@ -280,7 +293,7 @@ queue_add(const QueueKey *key, const char *provider_key, TimestampTz due_at, Tim
 			item->again_since = due_at;
 		return false;
 	}
-	provider = provider_of(provider_key);
+	provider = provider_of(key->slot == SLOT_COMMAND ? LANE_COMMANDS : LANE_CALLS, provider_key);
 	share = share_of(provider, &key->company);
 	note_use(share, now);
 	if (!make_room(share))
@@ -483,14 +496,12 @@ queue_has_turn(TimestampTz now, TimestampTz *next)
 	dlist_iter	iter;
 
 	*next = 0;
-	if (total_in_flight >= call_limit_of_all())
-		return false;
 	dlist_foreach(iter, &ring)
 	{
 		QueueProvider *provider = dlist_container(QueueProvider, node, iter.cur);
 		dlist_iter	share_iter;
 
-		if (provider->in_flight >= provider->limit)
+		if (!has_places(provider))
 			continue;
 		dlist_foreach(share_iter, &provider->waiting)
 		{
@@ -515,8 +526,13 @@ queue_has_turn(TimestampTz now, TimestampTz *next)
 static bool
 provider_may(const QueueProvider *provider, TimestampTz now)
 {
-	return total_in_flight < call_limit_of_all() && provider->in_flight < provider->limit &&
-		breaker_lets_through(&provider->breaker, now);
+	return has_places(provider) && breaker_lets_through(&provider->breaker, now);
+}
+
+static bool
+has_places(const QueueProvider *provider)
+{
+	return total_in_flight[provider->lane] < call_limit_of_all(provider->lane) && provider->in_flight < provider->limit;
 }
 
 static bool
@@ -564,7 +580,7 @@ take_from(QueueShare *share, TimestampTz now)
 	share->in_flight++;
 	share->company->in_flight++;
 	provider->in_flight++;
-	total_in_flight++;
+	total_in_flight[provider->lane]++;
 	return item;
 }
 
@@ -611,7 +627,7 @@ give_place_back(QueueItem *item)
 	share->in_flight--;
 	share->company->in_flight--;
 	share->key.provider->in_flight--;
-	total_in_flight--;
+	total_in_flight[share->key.provider->lane]--;
 	if (item->tries_provider)
 		breaker_not_tried(&share->key.provider->breaker, now);
 	if (item->tries_share)

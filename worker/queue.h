@@ -13,16 +13,38 @@
 /* One company's calls to one provider (or plugin), and how they fare. */
 typedef struct QueueShare QueueShare;
 
+/* What a call is to its subject, as in the dispatch table. */
+typedef enum QueueSlot
+{
+	SLOT_OP,					/* of a lease, stray or plugin */
+	SLOT_SWEEP,					/* of an environment */
+	SLOT_COMMAND,				/* a command is carried out */
+	SLOT_CANCEL					/* and ended before its time */
+} QueueSlot;
+
 /*
- * Which call: of a lease, stray or plugin, or the sweep of an environment, whose
- * id may be a lease's, too.  Hashed as bytes, so it must have no padding.
+ * Which call.  The id of a lease may be an environment's or command's, too.
+ * Hashed as bytes, so it must have no padding.
  */
 typedef struct QueueKey
 {
 	pg_uuid_t	company;
 	pg_uuid_t	subject;
-	bool		sweep;
+	QueueSlot	slot;
 } QueueKey;
+
+/*
+ * Commands take hours where calls take seconds, so neither takes places from the
+ * other: each lane has its own.
+ */
+typedef enum QueueLane
+{
+	LANE_CALLS,
+	LANE_COMMANDS
+} QueueLane;
+
+#define QUEUE_LANES			2
+#define QUEUE_COMMANDS		"commands:" /* before a provider's key: its commands */
 
 extern void queue_init(void);
 

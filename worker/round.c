@@ -16,6 +16,7 @@
 
 #include "answers.h"
 #include "claims.h"
+#include "command_output.h"
 #include "deadlines.h"
 #include "due.h"
 #include "plugins.h"
@@ -32,6 +33,7 @@
 typedef struct Round
 {
 	InstallationState state;
+	OutputBatch output;
 	AnswerBatch answers;
 	DueCalls	due;
 	Claims		claims;
@@ -70,10 +72,11 @@ begin(Round *round, InstallationState state, bool look_everywhere)
 	memset(round, 0, sizeof(*round));
 	round->state = state;
 	round->next_due = DT_NOEND;
+	command_output_collect(&round->output, now);
 	answers_collect(&round->answers, now);
 	due_begin(&round->due, now, look_everywhere);
 	claims_init(&round->claims, now);
-	woken_init(&round->woken, ANSWER_BATCH + round->due.limit + round->due.overdue_limit);
+	woken_init(&round->woken, OUTPUT_BATCH + ANSWER_BATCH + round->due.limit + round->due.overdue_limit);
 }
 
 static void
@@ -84,6 +87,8 @@ whole_round_work(void *arg)
 	if (round->state == INSTALLATION_UNSUPPORTED)
 		return;
 	plugins_refresh();
+	if (round->output.count > 0)
+		command_output_apply(&round->output);
 	if (round->answers.count > 0)
 		answers_apply(&round->answers);
 	if (!installation_may_write(round->state))
@@ -92,7 +97,7 @@ whole_round_work(void *arg)
 	due_read(&round->due);
 	if (round->due.timer_count > 0)
 		deadlines_fire(round->due.timers, round->due.timer_count, &round->woken);
-	if (round->state == INSTALLATION_SERVED && worker.in_flight < worker.capacity)
+	if (round->state == INSTALLATION_SERVED)
 		claims_take(&round->claims);
 	if (!round->due.more)
 		round->next_due = due_next(&round->due);
@@ -107,6 +112,7 @@ settle(Round *round)
 	worker.shared->applied_calls += round->answers.count;
 	if (installation_may_write(round->state))
 		due_was_read(&round->due);
+	command_output_settle(&round->output, &round->woken);
 	again = answers_settle(&round->answers, &round->woken);
 	round->next_due = Min(round->next_due, again);
 	again = claims_start(&round->claims);
@@ -121,7 +127,7 @@ when_to_come_again(const Round *round)
 {
 	TimestampTz next = round->due.more ? 0 : round->next_due;
 
-	if (round->state == INSTALLATION_SERVED && worker.in_flight < worker.capacity)
+	if (round->state == INSTALLATION_SERVED)
 	{
 		TimestampTz breaker;
 
@@ -143,7 +149,8 @@ run_one_by_one(Round *round)
 	worker.shared->failed_batches++;
 	round->woken.count = 0;		/* the pieces tell of themselves */
 	claims_drop(&round->claims);
-	any = answers_apply_one_by_one(&round->answers, &round->woken);
+	any = command_output_one_by_one(&round->output, &round->woken);
+	any |= answers_apply_one_by_one(&round->answers, &round->woken);
 	any |= deadlines_fire_one_by_one(round->due.timers, round->due.timer_count, &round->woken);
 	any |= claims_one_by_one(&round->claims);
 	transaction_forget_locks();

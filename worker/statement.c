@@ -5,6 +5,7 @@
 #include "postgres.h"
 #include "compat.h"
 
+#include "access/htup_details.h"
 #include "catalog/pg_type.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
@@ -14,6 +15,13 @@
 #include "shards.h"
 #include "statement.h"
 #include "worker.h"
+
+static const char *const slots[] = {
+	[SLOT_OP] = "op",
+	[SLOT_SWEEP] = "sweep",
+	[SLOT_COMMAND] = "command",
+	[SLOT_CANCEL] = "cancel",
+};
 
 static Datum uuids(const pg_uuid_t *ids, int count);
 
@@ -64,17 +72,58 @@ uuids(const pg_uuid_t *ids, int count)
 Datum
 statement_slots(const QueueKey *keys, int count)
 {
-	char	  **slots = palloc(count * sizeof(char *));
+	char	  **names = palloc(count * sizeof(char *));
 
 	for (int i = 0; i < count; i++)
-		slots[i] = (char *) statement_slot(&keys[i]);
-	return statement_texts(slots, count);
+		names[i] = (char *) statement_slot(&keys[i]);
+	return statement_texts(names, count);
 }
 
 const char *
 statement_slot(const QueueKey *key)
 {
-	return key->sweep ? "sweep" : "op";
+	return slots[key->slot];
+}
+
+bool
+statement_parse_slot(const char *name, QueueSlot *slot)
+{
+	for (int i = 0; i < (int) lengthof(slots); i++)
+	{
+		if (strcmp(slots[i], name) == 0)
+		{
+			*slot = i;
+			return true;
+		}
+	}
+	return false;
+}
+
+void
+statement_note_applied(char *applied, const int *index, const QueueKey *keys, int count)
+{
+	for (uint64 r = 0; r < SPI_processed; r++)
+	{
+		HeapTuple	row = SPI_tuptable->vals[r];
+		TupleDesc	desc = SPI_tuptable->tupdesc;
+		bool		isnull;
+		pg_uuid_t  *company = DatumGetUUIDP(SPI_getbinval(row, desc, 1, &isnull));
+		pg_uuid_t  *subject = DatumGetUUIDP(SPI_getbinval(row, desc, 2, &isnull));
+		char	   *what = SPI_getvalue(row, desc, 3);
+
+		for (int i = 0; i < count; i++)
+		{
+			/* rows come back in the order of the arrays, as a rule */
+			int			at = (int) ((r + i) % count);
+
+			if (memcmp(&keys[at].subject, subject, UUID_LEN) == 0 &&
+				memcmp(&keys[at].company, company, UUID_LEN) == 0)
+			{
+				applied[index[at]] = what[0];
+				break;
+			}
+		}
+	}
 }
 
 Datum

@@ -27,6 +27,15 @@ extern Datum statement_slots(const QueueKey *keys, int count);
 /* A call's slot in the dispatch table; a constant. */
 extern const char *statement_slot(const QueueKey *key);
 
+/* False if it is not that of a call, but of a deadline. */
+extern bool statement_parse_slot(const char *name, QueueSlot *slot);
+
+/*
+ * After a statement that returned (company, subject, what became of it, …): notes
+ * the first letter of that in applied, for the keys' places in the index.
+ */
+extern void statement_note_applied(char *applied, const int *index, const QueueKey *keys, int count);
+
 /* The shards that fall to this worker. */
 extern Datum statement_my_shards(void);
 

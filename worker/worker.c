@@ -41,6 +41,7 @@
 #include "utils/timestamp.h"
 
 #include "clock_watch.h"
+#include "command_output.h"
 #include "event_loop.h"
 #include "handover.h"
 #include "housekeeping.h"
@@ -56,6 +57,7 @@
 #include "worker.h"
 
 #define SPARE_DESCRIPTORS	256
+#define COMMAND_DESCRIPTORS 4	/* pipes of a process, and the process */
 
 PGDLLEXPORT void leasehold_worker_main(Datum main_arg);
 
@@ -67,7 +69,7 @@ static bool worker_become_role(void);
 static void worker_attach(Oid database, int part);
 static void worker_detach(int code, Datum arg);
 static void leave_database(uint32 announcements) pg_attribute_noreturn();
-static int	worker_capacity(void);
+static void worker_set_capacity(void);
 static void worker_loop(void) pg_attribute_noreturn();
 static int64 worker_wait_ms(TimestampTz now, TimestampTz next);
 static void worker_publish(void);
@@ -197,7 +199,7 @@ worker_attach(Oid database, int part)
 				 errmsg("leasehold has no room for database %u", database),
 				 errhint("Raise leasehold.max_databases and restart the server.")));
 	worker.shared = &worker.database->workers[part];
-	worker.capacity = worker_capacity();
+	worker_set_capacity();
 
 	/* two that serve the same part would take each other's calls over */
 	SpinLockAcquire(&worker.shared->mutex);
@@ -220,8 +222,8 @@ worker_attach(Oid database, int part)
 	worker.shared->dismissed = false;
 	worker.shared->reason[0] = '\0';
 	worker.shared->started_at = GetCurrentTimestamp();
-	worker.shared->capacity = worker.capacity;
-	worker.shared->in_flight = worker.shared->queued = 0;
+	worker.shared->capacity = worker.capacity[LANE_CALLS];
+	worker.shared->in_flight = worker.shared->commands = worker.shared->queued = 0;
 	memset(worker.shared->providers, 0, sizeof(worker.shared->providers));
 	SpinLockRelease(&worker.shared->mutex);
 	before_shmem_exit(worker_detach, (Datum) 0);
@@ -246,7 +248,7 @@ worker_detach(int code, Datum arg)
 		worker.shared->pid = 0;
 		worker.shared->procno = -1;
 		worker.shared->state = WORKER_ABSENT;
-		worker.shared->in_flight = worker.shared->queued = 0;
+		worker.shared->in_flight = worker.shared->commands = worker.shared->queued = 0;
 	}
 	SpinLockRelease(&worker.shared->mutex);
 	if (mine)
@@ -265,34 +267,43 @@ leave_database(uint32 announcements)
 }
 
 /*
- * Calls that can be in flight: the setting, or what descriptors there are.  The
- * soft limit is raised to the hard one; what the server's own files may take is
- * left to them.
+ * Calls and commands that can be out: the settings, or what descriptors there
+ * are.  The soft limit is raised to the hard one; what the server's own files
+ * may take is left to them.
  */
-static int
-worker_capacity(void)
+static void
+worker_set_capacity(void)
 {
 	struct rlimit limit;
-	int64		descriptors;
+	int64		descriptors = INT_MAX;
+	int64		wanted;
 
-	if (getrlimit(RLIMIT_NOFILE, &limit) != 0)
-		return Min(setting_max_concurrent_calls, 100);
-	if (limit.rlim_cur < limit.rlim_max)
+	if (getrlimit(RLIMIT_NOFILE, &limit) == 0)
 	{
-		rlim_t		soft = limit.rlim_cur;
+		if (limit.rlim_cur < limit.rlim_max)
+		{
+			rlim_t		soft = limit.rlim_cur;
 
-		limit.rlim_cur = limit.rlim_max;
-		if (setrlimit(RLIMIT_NOFILE, &limit) != 0)
-			limit.rlim_cur = soft;
+			limit.rlim_cur = limit.rlim_max;
+			if (setrlimit(RLIMIT_NOFILE, &limit) != 0)
+				limit.rlim_cur = soft;
+		}
+		if (limit.rlim_cur != RLIM_INFINITY)
+			descriptors = Min((int64) limit.rlim_cur, INT_MAX);
 	}
-	descriptors = limit.rlim_cur == RLIM_INFINITY ? INT_MAX : (int64) limit.rlim_cur;
-	descriptors -= max_files_per_process + SPARE_DESCRIPTORS;
-	if (descriptors < setting_max_concurrent_calls)
-		ereport(LOG,
-				(errmsg("leasehold: descriptors suffice for %lld concurrent calls only",
-						(long long) Max(descriptors, 10)),
-				 errhint("Raise the server's limit of open files (ulimit -n, LimitNOFILE).")));
-	return (int) Max(Min(setting_max_concurrent_calls, descriptors), 10);
+	descriptors = Max(descriptors - max_files_per_process - SPARE_DESCRIPTORS, 20);
+	wanted = setting_max_concurrent_calls + (int64) setting_max_concurrent_commands * COMMAND_DESCRIPTORS;
+	worker.capacity[LANE_CALLS] = setting_max_concurrent_calls;
+	worker.capacity[LANE_COMMANDS] = setting_max_concurrent_commands;
+	if (descriptors >= wanted)
+		return;
+	worker.capacity[LANE_COMMANDS] = Min(setting_max_concurrent_commands, descriptors / 2 / COMMAND_DESCRIPTORS);
+	worker.capacity[LANE_CALLS] = Min(setting_max_concurrent_calls,
+									  descriptors - worker.capacity[LANE_COMMANDS] * COMMAND_DESCRIPTORS);
+	ereport(LOG,
+			(errmsg("leasehold: descriptors suffice for %d concurrent calls and %d concurrent commands only",
+					worker.capacity[LANE_CALLS], worker.capacity[LANE_COMMANDS]),
+			 errhint("Raise the server's limit of open files (ulimit -n, LimitNOFILE).")));
 }
 
 static void
@@ -327,7 +338,7 @@ worker_loop(void)
 		{
 			ConfigReloadPending = false;
 			ProcessConfigFile(PGC_SIGHUP);
-			worker.capacity = worker_capacity();
+			worker_set_capacity();
 			plugins_forget();
 			installation_look_again();
 			next_check = next_housekeeping = 0;
@@ -416,18 +427,19 @@ worker_wait_ms(TimestampTz now, TimestampTz next)
 	return next <= now ? 0 : Min((next - now + 999) / 1000, 60000);
 }
 
-/* Whether answers can be stored now; else when the earliest that must wait can. */
+/* Whether answers or output can be stored now; else when the earliest that must wait can. */
 static bool
 answers_waiting(TimestampTz now, TimestampTz *next)
 {
 	dlist_iter	iter;
 
-	*next = 0;
+	if (command_output_waiting(now, next))
+		return true;
 	dlist_foreach(iter, &worker.finished)
 	{
 		Call	   *call = dlist_container(Call, node, iter.cur);
 
-		if (call->apply_after <= now)
+		if (call->apply_after <= now && !command_output_left(call, true))
 			return true;
 		if (*next == 0 || call->apply_after < *next)
 			*next = call->apply_after;
@@ -441,6 +453,8 @@ worker_call_finished(Call *call)
 	TimestampTz now = GetCurrentTimestamp();
 
 	Assert(call->outcome != OUTCOME_NONE);
+	if (call->command != NULL)
+		command_output_end(call);
 	/* being told to wait is neither success nor failure */
 	if (call->outcome != OUTCOME_THROTTLED && !call->not_asked && call->queue != NULL)
 		queue_report(&call->key, call->provider_failed, call->transport_failed, now);
@@ -448,7 +462,7 @@ worker_call_finished(Call *call)
 	dlist_delete(&call->node);
 	dlist_push_tail(&worker.finished, &call->node);
 	worker.finished_count++;
-	worker.in_flight--;
+	worker.in_flight[call_lane(call)]--;
 	call->apply_after = now;
 }
 
@@ -457,9 +471,10 @@ worker_publish(void)
 {
 	SpinLockAcquire(&worker.shared->mutex);
 	worker.shared->epoch = worker.epoch;
-	worker.shared->in_flight = worker.in_flight;
+	worker.shared->in_flight = worker.in_flight[LANE_CALLS];
+	worker.shared->commands = worker.in_flight[LANE_COMMANDS];
 	worker.shared->queued = queue_length();
-	worker.shared->capacity = worker.capacity;
+	worker.shared->capacity = worker.capacity[LANE_CALLS];
 	worker.shared->last_round_at = GetCurrentTimestamp();
 	worker.shared->rounds++;
 	SpinLockRelease(&worker.shared->mutex);

@@ -15,8 +15,8 @@ typedef struct Worker
 	SharedWorker *shared;
 	int			part;			/* of setting_workers */
 	int64		epoch;
-	int			capacity;		/* calls in flight, by setting and descriptors */
-	int			in_flight;
+	int			capacity[QUEUE_LANES];	/* calls in flight, and commands, by settings and descriptors */
+	int			in_flight[QUEUE_LANES];
 	dlist_head	finished;		/* calls with an outcome, to be stored */
 	int			finished_count;
 	dlist_head	out;			/* calls that are out */

@@ -50,6 +50,20 @@ CREATE DOMAIN leasehold.cleanup_status AS text COLLATE "C"
     CHECK (VALUE IN ('pending', 'success', 'failed'));
 COMMENT ON DOMAIN leasehold.cleanup_status IS 'Whether the resource of an ended lease is known to be gone or parked';
 
+CREATE DOMAIN leasehold.command_status AS text COLLATE "C"
+    CHECK (VALUE IN ('queued', 'running', 'finished'));
+COMMENT ON DOMAIN leasehold.command_status IS
+    'queued; running: handed to the provider; finished: see the outcome';
+
+CREATE DOMAIN leasehold.command_outcome AS text COLLATE "C"
+    CHECK (VALUE IN ('exited', 'signalled', 'timed_out', 'cancelled', 'failed', 'lost', 'unknown'));
+COMMENT ON DOMAIN leasehold.command_outcome IS
+    'exited: with an exit code; signalled: ended by a signal; timed_out; cancelled; failed: it never ran; lost: it ran, but its end was not seen; unknown: whether it ran is not known';
+
+CREATE DOMAIN leasehold.output_stream AS text COLLATE "C"
+    CHECK (VALUE IN ('stdout', 'stderr', 'notice'));
+COMMENT ON DOMAIN leasehold.output_stream IS 'Where output came from; a notice is Leasehold''s own, as of output that was cut';
+
 CREATE DOMAIN leasehold.limit_name AS text COLLATE "C"
     CHECK (VALUE IN ('active_leases', 'concurrent_calls', 'concurrent_commands', 'lease_ttl_max',
                      'lease_starts_per_minute', 'output_bytes', 'resolves_per_minute'));
@@ -57,12 +71,12 @@ COMMENT ON DOMAIN leasehold.limit_name IS 'What can be limited; see leasehold.se
 
 CREATE DOMAIN leasehold_internal.call_operation AS text COLLATE "C"
     CHECK (VALUE IN ('acquire', 'resume', 'release', 'destroy', 'destroy_stray', 'initialize', 'reconcile',
-                     'lease_deadline', 'run_deadline', 'places'));
+                     'lease_deadline', 'run_deadline', 'places', 'execute', 'cancel_command'));
 COMMENT ON DOMAIN leasehold_internal.call_operation IS
     'What a row of the dispatch table asks for: a provider call, the check of a deadline, or to see who waits for a place';
 
 CREATE DOMAIN leasehold_internal.call_slot AS text COLLATE "C"
-    CHECK (VALUE IN ('op', 'sweep', 'timer', 'run_timer'));
+    CHECK (VALUE IN ('op', 'sweep', 'timer', 'run_timer', 'command', 'cancel'));
 COMMENT ON DOMAIN leasehold_internal.call_slot IS 'What a call is to its subject: an operation, or a deadline';
 
 CREATE DOMAIN leasehold_internal.call_state AS text COLLATE "C"

@@ -245,7 +245,8 @@ CREATE FUNCTION leasehold_internal.speak_anew(plugin text) RETURNS void
 #variable_conflict use_column
 BEGIN
     PERFORM leasehold_internal.request_breaker_reset('plugin:' || plugin);
-    PERFORM leasehold_internal.request_breaker_reset(p.key) FROM leasehold.providers AS p
+    PERFORM leasehold_internal.request_breaker_reset(k.key)
+       FROM leasehold.providers AS p CROSS JOIN LATERAL (VALUES (p.key::text), ('commands:' || p.key)) AS k (key)
       WHERE p.plugin_key = speak_anew.plugin;
     PERFORM leasehold_internal.queue_initialize(plugin);
 END

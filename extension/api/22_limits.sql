@@ -11,7 +11,7 @@ CREATE TABLE leasehold.limits (
     PRIMARY KEY (company_id, name, environment_id, provider)
 );
 COMMENT ON TABLE leasehold.limits IS 'Limits; the nil id stands for every company or environment, an empty provider for all';
-COMMENT ON COLUMN leasehold.limits.value IS 'A number; seconds for lease_ttl_max';
+COMMENT ON COLUMN leasehold.limits.value IS 'A number; seconds for lease_ttl_max, bytes for output_bytes';
 SELECT leasehold_internal.protect('leasehold.limits', 'viewer');
 -- no function here: readers may not call those of leasehold_internal
 CREATE POLICY installation ON leasehold.limits FOR SELECT USING (company_id = '00000000-0000-0000-0000-000000000000');
@@ -43,9 +43,9 @@ DECLARE
     v_company     uuid := leasehold_internal.no_company();
     v_environment uuid := leasehold_internal.no_company();
 BEGIN
-    -- the other names of the domain are kept for what this version does not do: setting one would limit nothing
+    -- the other name of the domain is kept for what this version does not do: setting it would limit nothing
     PERFORM leasehold_internal.check_choice('name', set_limit.name, 'active_leases', 'concurrent_calls',
-        'lease_ttl_max', 'lease_starts_per_minute');
+        'concurrent_commands', 'lease_ttl_max', 'lease_starts_per_minute', 'output_bytes');
     IF set_limit.value < 0 THEN
         PERFORM leasehold_internal.refuse('argument_invalid', 'argument "value" must not be negative', 'NULL removes the limit.');
     END IF;
@@ -57,8 +57,9 @@ BEGIN
         IF set_limit.company IS NULL THEN
             PERFORM leasehold_internal.refuse('argument_invalid', 'argument "environment" needs argument "company"');
         END IF;
-        IF set_limit.name = 'concurrent_calls' AND set_limit.value IS NOT NULL THEN
-            PERFORM leasehold_internal.refuse('argument_invalid', 'limit "concurrent_calls" cannot be set for an environment',
+        IF set_limit.name IN ('concurrent_calls', 'concurrent_commands') AND set_limit.value IS NOT NULL THEN
+            PERFORM leasehold_internal.refuse('argument_invalid',
+                pg_catalog.format('limit "%s" cannot be set for an environment', set_limit.name),
                 'Set it for the company, with or without a provider; active_leases can be set for an environment.');
         END IF;
         v_environment := (leasehold_internal.find_environment(v_company, set_limit.environment)).id;

@@ -193,7 +193,7 @@ CREATE TABLE leasehold_internal.calls (
         autovacuum_vacuum_cost_delay = 0, autovacuum_analyze_scale_factor = 0, autovacuum_analyze_threshold = 20000);
 COMMENT ON TABLE leasehold_internal.calls IS 'Unfinished work for the workers, and deadlines';
 COMMENT ON COLUMN leasehold_internal.calls.slot IS
-    'op: a call about a lease, a stray or a plugin; sweep: of an environment; timer, run_timer: the deadline of a lease or run';
+    'op: a call about a lease, a stray or a plugin; sweep: of an environment; command: it is carried out; cancel: and ended before its time; timer, run_timer: the deadline of a lease or run';
 COMMENT ON COLUMN leasehold_internal.calls.shard IS 'Which of several workers it belongs to: hash of the company, 0 to 63';
 COMMENT ON COLUMN leasehold_internal.calls.throttled IS
     'How many of the attempts the provider told to come again: they make pauses longer, but are not failed tries';

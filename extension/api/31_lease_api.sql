@@ -371,6 +371,7 @@ BEGIN
     SELECT pg_catalog.count(*),
            (SELECT pg_catalog.array_agg(DISTINCT n.company_id) FROM never_sent AS n WHERE n.granted)
       INTO v_count, v_places FROM lease AS l;
+    PERFORM leasehold_internal.end_commands(company_ids, lease_ids);
     -- those that were granted a place had it without using it
     IF v_places IS NOT NULL THEN
         PERFORM leasehold_internal.announce_places(p) FROM pg_catalog.unnest(v_places) AS p

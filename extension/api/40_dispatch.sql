@@ -52,10 +52,15 @@ COMMENT ON FUNCTION leasehold_internal.provider_looks_up(text) IS
 
 -- The time that a provider gets for its work and the time we wait for its
 -- answer, in milliseconds: work_ms + 30 s <= rpc_ms, so that its side ends first.
+-- A command takes as long as it is allowed, and if nothing is said, for ever.
 CREATE FUNCTION leasehold_internal.call_timeouts(kind text, config jsonb, default_ms integer)
     RETURNS TABLE (work_ms bigint, rpc_ms bigint) LANGUAGE sql IMMUTABLE ROWS 1 AS $$
-    SELECT w.ms, COALESCE(w.ms + 30000, CASE WHEN kind = 'initialize' THEN LEAST(default_ms, 15000) ELSE default_ms END)
-      FROM (SELECT CASE WHEN kind = 'sandbox_provider' THEN GREATEST(
+    SELECT w.ms, COALESCE(w.ms + 30000, CASE kind WHEN 'initialize' THEN LEAST(default_ms, 15000)
+                                                  WHEN 'execute' THEN NULL ELSE default_ms END)
+      FROM (SELECT CASE WHEN kind = 'execute' THEN
+                       CASE WHEN pg_catalog.jsonb_typeof(config -> 'timeoutMs') = 'number' AND (config ->> 'timeoutMs')::numeric > 0
+                            THEN pg_catalog.ceil(LEAST((config ->> 'timeoutMs')::numeric, 31536000000))::bigint END
+                   WHEN kind = 'sandbox_provider' THEN GREATEST(
                        CASE WHEN pg_catalog.jsonb_typeof(config -> 'timeoutMs') = 'number'
                              AND (config ->> 'timeoutMs')::numeric > 0
                             THEN pg_catalog.trunc(LEAST((config ->> 'timeoutMs')::numeric, 86400000))::bigint END,
@@ -65,7 +70,7 @@ CREATE FUNCTION leasehold_internal.call_timeouts(kind text, config jsonb, defaul
                    END) AS w (ms)
 $$;
 COMMENT ON FUNCTION leasehold_internal.call_timeouts(text, jsonb, integer) IS
-    'How long a provider may work on a lease call, and how long its answer is waited for';
+    'How long a provider may work on a call, and how long its answer is waited for';
 
 -- The document a provider is given back about its own resource.
 CREATE FUNCTION leasehold_internal.lease_document(

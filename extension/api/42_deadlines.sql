@@ -4,6 +4,16 @@
 -- the deadline's row is due, the lease or run is read; if it has more time, the
 -- row is moved to the new deadline.
 
+-- A lease in which a command runs is in use.
+CREATE FUNCTION leasehold_internal.used_at(lease leasehold.leases) RETURNS timestamptz
+    LANGUAGE sql VOLATILE AS $$
+    SELECT CASE WHEN (lease).idle_timeout IS NOT NULL
+                     AND EXISTS (SELECT FROM leasehold.commands AS c
+                                  WHERE c.company_id = (lease).company_id AND c.lease_id = (lease).id AND c.status <> 'finished')
+                THEN pg_catalog.clock_timestamp() ELSE (lease).last_used_at END
+$$;
+COMMENT ON FUNCTION leasehold_internal.used_at(leasehold.leases) IS 'When a lease was in use last; now, if a command runs in it';
+
 CREATE FUNCTION leasehold_internal.fire_deadlines(company_ids uuid[], subject_ids uuid[])
     RETURNS TABLE (company_id uuid, subject_id uuid) LANGUAGE plpgsql VOLATILE ROWS 100 AS $$
 #variable_conflict use_column
@@ -36,7 +46,7 @@ BEGIN
                                  || COALESCE((SELECT ': ' || c.last_error FROM leasehold_internal.calls AS c
                                                WHERE c.company_id = l.company_id AND c.subject_id = l.id AND c.slot = 'op'), '')
                             WHEN l.status = 'retained' THEN 'retention_over'
-                            WHEN l.expires_at <= pg_catalog.clock_timestamp() OR l.last_used_at + l.idle_timeout IS NULL
+                            WHEN l.expires_at <= pg_catalog.clock_timestamp() OR leasehold_internal.used_at(l) + l.idle_timeout IS NULL
                             THEN 'lease_expired'
                             ELSE 'idle_timeout' END AS reason,
                        CASE WHEN l.status IN ('acquiring', 'resuming')
@@ -47,7 +57,7 @@ BEGIN
                                       WHERE x.company_id = w.company_id AND x.id = w.id
                                         FOR NO KEY UPDATE SKIP LOCKED) AS l
                  -- everything ends: what has no deadline, which takes somebody's hand, is over
-                 WHERE COALESCE(leasehold_internal.lease_deadline(l.status, l.expires_at, l.last_used_at, l.idle_timeout)
+                 WHERE COALESCE(leasehold_internal.lease_deadline(l.status, l.expires_at, leasehold_internal.used_at(l), l.idle_timeout)
                                 <= pg_catalog.clock_timestamp(), l.status IN ('active', 'retained'))
                     OR l.status IN ('acquiring', 'resuming') AND l.acquire_by <= pg_catalog.clock_timestamp()
                        AND NOT (l.status = 'resuming' AND l.waiting_for IN ('active_leases', 'lease_starts_per_minute'))
@@ -69,7 +79,7 @@ BEGIN
         SELECT c.company_id, c.subject_id, c.slot, c.operation,
                CASE c.operation WHEN 'lease_deadline' THEN
                     (SELECT CASE WHEN l.status IN ('active', 'retained')
-                                 THEN leasehold_internal.lease_deadline(l.status, l.expires_at, l.last_used_at, l.idle_timeout)
+                                 THEN leasehold_internal.lease_deadline(l.status, l.expires_at, leasehold_internal.used_at(l), l.idle_timeout)
                                  WHEN l.status IN ('acquiring', 'resuming') THEN GREATEST(l.acquire_by, pg_catalog.clock_timestamp() + interval '1 second') END
                        FROM leasehold.leases AS l WHERE l.company_id = c.company_id AND l.id = c.subject_id)
                WHEN 'run_deadline' THEN

@@ -26,7 +26,7 @@ BEGIN
                look_up = c.look_up OR c.operation = 'acquire', worker_epoch = NULL,
                due_at = pg_catalog.clock_timestamp(), last_error = 'the worker ended before the answer came'
           FROM (SELECT x.company_id, x.subject_id, x.slot FROM leasehold_internal.calls AS x
-                 WHERE x.state = 'started' AND x.shard = ANY (shards)
+                 WHERE x.state = 'started' AND x.shard = ANY (shards) AND x.slot <> 'command'
                    AND (x.started_at <= started_before OR x.started_at IS NULL)
                    AND NOT COALESCE(x.worker_epoch = ANY (live_epochs), false)
                    FOR UPDATE SKIP LOCKED) AS p
@@ -44,9 +44,11 @@ BEGIN
                CASE c.operation WHEN 'initialize' THEN 'plugin.quarantined'
                                 WHEN 'reconcile' THEN 'environment.sweep_quarantined'
                                 WHEN 'destroy_stray' THEN 'environment.stray_quarantined'
+                                WHEN 'cancel_command' THEN 'environment.command_cancel_quarantined'
                                 ELSE 'environment.lease_quarantined' END,
                CASE c.operation WHEN 'initialize' THEN 'plugin' WHEN 'reconcile' THEN 'environment'
-                                WHEN 'destroy_stray' THEN 'provider_resource' ELSE 'environment_lease' END,
+                                WHEN 'destroy_stray' THEN 'provider_resource' WHEN 'cancel_command' THEN 'command'
+                                ELSE 'environment_lease' END,
                CASE c.operation WHEN 'initialize' THEN c.payload ->> 'plugin'
                                 WHEN 'destroy_stray' THEN COALESCE(r.provider_lease_id, c.subject_id::text)
                                 ELSE c.subject_id::text END,
@@ -57,7 +59,7 @@ BEGIN
          WHERE c.state = 'quarantined'
     )
     SELECT pg_catalog.count(*) INTO v_count FROM lost;
-    RETURN v_count;
+    RETURN v_count + leasehold_internal.lose_commands(live_epochs, shards, started_before);
 END
 $$;
 COMMENT ON FUNCTION leasehold_internal.take_over_calls(bigint[], smallint[], integer, boolean, timestamptz) IS

@@ -22,17 +22,17 @@ COMMENT ON FUNCTION leasehold_internal.request_breaker_reset(text) IS 'Has the w
 CREATE FUNCTION leasehold_internal.reset_breaker(provider text) RETURNS boolean LANGUAGE plpgsql VOLATILE AS $$
 BEGIN
     PERFORM leasehold_internal.enter_admin();
-    -- plugins themselves are spoken to under a name of their own, as status() shows it
+    -- plugins themselves, and commands, have names of their own, as status() shows them
     PERFORM FROM leasehold.plugins AS g WHERE provider = 'plugin:' || g.key;
     IF NOT FOUND THEN
-        PERFORM leasehold_internal.require_provider(provider);
+        PERFORM leasehold_internal.require_provider(pg_catalog.regexp_replace(provider, '^commands:', ''));
     END IF;
     PERFORM leasehold_internal.record(leasehold_internal.no_company(), 'provider.breaker_reset', 'provider', provider);
     RETURN leasehold_internal.request_breaker_reset(provider);
 END
 $$;
 SELECT leasehold_internal.publish('leasehold_internal.reset_breaker', 'instant',
-    'closes the circuit breaker of a provider, or of a plugin as "plugin:KEY"; false if none was open', 'leasehold_admin');
+    'closes the circuit breaker of a provider, of its commands as "commands:KEY", or of a plugin as "plugin:KEY"; false if none was open', 'leasehold_admin');
 
 CREATE FUNCTION leasehold_internal.pause_worker(reason text DEFAULT NULL) RETURNS void LANGUAGE plpgsql VOLATILE AS $$
 #variable_conflict use_column
@@ -529,6 +529,21 @@ BEGIN
         DELETE FROM leasehold.leases AS l USING old AS o WHERE l.company_id = o.company_id AND l.id = o.id;
         GET DIAGNOSTICS v_count = ROW_COUNT;
         RETURN v_count = 1000;
+    WHEN 'output' THEN
+        WITH old AS (
+            SELECT c.company_id, c.id FROM leasehold.commands AS c
+             WHERE c.status = 'finished' AND c.output_removed_at IS NULL
+               AND c.finished_at < pg_catalog.now()
+                   - pg_catalog.make_interval(days => pg_catalog.current_setting('leasehold.output_retention')::integer)
+               AND leasehold_internal.shard_of(c.company_id) = ANY (shards)
+             LIMIT 100 FOR NO KEY UPDATE SKIP LOCKED
+        ), gone AS (
+            DELETE FROM leasehold.command_output AS o USING old AS c WHERE o.company_id = c.company_id AND o.command_id = c.id
+        )
+        UPDATE leasehold.commands AS c SET output_removed_at = pg_catalog.now()
+          FROM old AS o WHERE c.company_id = o.company_id AND c.id = o.id;
+        GET DIAGNOSTICS v_count = ROW_COUNT;
+        RETURN v_count = 100;
     WHEN 'places' THEN
         PERFORM leasehold_internal.give_places(limits_changed => true);
     WHEN 'takeover' THEN

@@ -77,6 +77,7 @@ GRANT SELECT ON leasehold.companies, leasehold.company_members, leasehold.agents
     leasehold.provider_access, leasehold.limits, leasehold.leases, leasehold.lease_metadata, leasehold.audit_events,
     leasehold.active_leases, leasehold.lease_timeline, leasehold.cleanup_backlog
     TO leasehold_admin, leasehold_app, leasehold_auditor;
+GRANT SELECT ON leasehold.commands, leasehold.command_output TO leasehold_admin, leasehold_app, leasehold_auditor;
 GRANT SELECT ON leasehold.plugins TO leasehold_admin, leasehold_auditor;
 
 -- in every upgrade
@@ -84,6 +85,8 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA leasehold_internal 
 -- in every upgrade
 GRANT SELECT ON ALL TABLES IN SCHEMA leasehold TO leasehold_worker;
 GRANT INSERT, UPDATE, DELETE ON leasehold.leases, leasehold.lease_metadata TO leasehold_worker;
+GRANT INSERT, UPDATE ON leasehold.commands, leasehold.command_output TO leasehold_worker;
+GRANT DELETE ON leasehold.command_output TO leasehold_worker;
 GRANT INSERT ON leasehold.audit_events TO leasehold_worker;
 GRANT UPDATE ON leasehold.plugins TO leasehold_worker;
 GRANT USAGE ON SEQUENCE leasehold_internal.worker_epoch TO leasehold_worker;
@@ -116,6 +119,8 @@ BEGIN
 END
 $$;
 SELECT pg_catalog.pg_extension_config_dump('leasehold_internal.worker_epoch'::pg_catalog.regclass, '');
+SELECT pg_catalog.pg_extension_config_dump('leasehold.commands'::pg_catalog.regclass, '');
+SELECT pg_catalog.pg_extension_config_dump('leasehold.command_output'::pg_catalog.regclass, '');
 
 -- in every upgrade
 SELECT leasehold_internal.announce_extension();

@@ -1,5 +1,679 @@
 \echo Use "ALTER EXTENSION leasehold UPDATE" to load this file. \quit
 
+-- Closed sets that became larger.
+-- instead of: CREATE DOMAIN leasehold_internal.call_operation
+-- without: CREATE DOMAIN leasehold_internal.call_operation
+ALTER DOMAIN leasehold_internal.call_operation DROP CONSTRAINT call_operation_check;
+ALTER DOMAIN leasehold_internal.call_operation ADD CONSTRAINT call_operation_check
+    CHECK (VALUE IN ('acquire', 'resume', 'release', 'destroy', 'destroy_stray', 'initialize', 'reconcile',
+                     'lease_deadline', 'run_deadline', 'places', 'execute', 'cancel_command'));
+-- instead of: CREATE DOMAIN leasehold_internal.call_slot
+-- without: CREATE DOMAIN leasehold_internal.call_slot
+ALTER DOMAIN leasehold_internal.call_slot DROP CONSTRAINT call_slot_check;
+ALTER DOMAIN leasehold_internal.call_slot ADD CONSTRAINT call_slot_check
+    CHECK (VALUE IN ('op', 'sweep', 'timer', 'run_timer', 'command', 'cancel'));
+
+-- Another description.
+-- instead of: SELECT leasehold_internal.publish('leasehold_internal.reset_breaker'
+-- without: SELECT leasehold_internal.publish('leasehold_internal.reset_breaker'
+COMMENT ON FUNCTION leasehold.reset_breaker(text) IS
+    'instant: closes the circuit breaker of a provider, of its commands as "commands:KEY", or of a plugin as "plugin:KEY"; false if none was open';
+
+CREATE DOMAIN leasehold.command_status AS text COLLATE "C"
+    CHECK (VALUE IN ('queued', 'running', 'finished'));
+
+COMMENT ON DOMAIN leasehold.command_status IS
+    'queued; running: handed to the provider; finished: see the outcome';
+
+CREATE DOMAIN leasehold.command_outcome AS text COLLATE "C"
+    CHECK (VALUE IN ('exited', 'signalled', 'timed_out', 'cancelled', 'failed', 'lost', 'unknown'));
+
+COMMENT ON DOMAIN leasehold.command_outcome IS
+    'exited: with an exit code; signalled: ended by a signal; timed_out; cancelled; failed: it never ran; lost: it ran, but its end was not seen; unknown: whether it ran is not known';
+
+CREATE DOMAIN leasehold.output_stream AS text COLLATE "C"
+    CHECK (VALUE IN ('stdout', 'stderr', 'notice'));
+
+COMMENT ON DOMAIN leasehold.output_stream IS 'Where output came from; a notice is Leasehold''s own, as of output that was cut';
+
+-- The same after somebody has seen to it: what failed before does not hold it back.
+CREATE OR REPLACE FUNCTION leasehold_internal.speak_anew(plugin text) RETURNS void
+    LANGUAGE plpgsql VOLATILE AS $$
+#variable_conflict use_column
+BEGIN
+    PERFORM leasehold_internal.request_breaker_reset('plugin:' || plugin);
+    PERFORM leasehold_internal.request_breaker_reset(k.key)
+       FROM leasehold.providers AS p CROSS JOIN LATERAL (VALUES (p.key::text), ('commands:' || p.key)) AS k (key)
+      WHERE p.plugin_key = speak_anew.plugin;
+    PERFORM leasehold_internal.queue_initialize(plugin);
+END
+$$;
+
+COMMENT ON COLUMN leasehold.limits.value IS 'A number; seconds for lease_ttl_max, bytes for output_bytes';
+
+CREATE OR REPLACE FUNCTION leasehold_internal.set_limit(
+        name text, value bigint DEFAULT NULL, company text DEFAULT NULL, environment text DEFAULT NULL, provider text DEFAULT NULL)
+    RETURNS void LANGUAGE plpgsql VOLATILE AS $$
+#variable_conflict use_column
+DECLARE
+    v_company     uuid := leasehold_internal.no_company();
+    v_environment uuid := leasehold_internal.no_company();
+BEGIN
+    -- the other name of the domain is kept for what this version does not do: setting it would limit nothing
+    PERFORM leasehold_internal.check_choice('name', set_limit.name, 'active_leases', 'concurrent_calls',
+        'concurrent_commands', 'lease_ttl_max', 'lease_starts_per_minute', 'output_bytes');
+    IF set_limit.value < 0 THEN
+        PERFORM leasehold_internal.refuse('argument_invalid', 'argument "value" must not be negative', 'NULL removes the limit.');
+    END IF;
+    PERFORM leasehold_internal.enter_admin();
+    IF set_limit.company IS NOT NULL THEN
+        v_company := leasehold_internal.enter_company(set_limit.company, 'manager', true);
+    END IF;
+    IF set_limit.environment IS NOT NULL THEN
+        IF set_limit.company IS NULL THEN
+            PERFORM leasehold_internal.refuse('argument_invalid', 'argument "environment" needs argument "company"');
+        END IF;
+        IF set_limit.name IN ('concurrent_calls', 'concurrent_commands') AND set_limit.value IS NOT NULL THEN
+            PERFORM leasehold_internal.refuse('argument_invalid',
+                pg_catalog.format('limit "%s" cannot be set for an environment', set_limit.name),
+                'Set it for the company, with or without a provider; active_leases can be set for an environment.');
+        END IF;
+        v_environment := (leasehold_internal.find_environment(v_company, set_limit.environment)).id;
+    END IF;
+    IF set_limit.provider IS NOT NULL THEN
+        PERFORM leasehold_internal.require_provider(set_limit.provider);
+    END IF;
+
+    IF set_limit.value IS NULL THEN
+        DELETE FROM leasehold.limits AS l
+         WHERE l.company_id = v_company AND l.name = set_limit.name AND l.environment_id = v_environment
+           AND l.provider = COALESCE(set_limit.provider, '');
+    ELSE
+        INSERT INTO leasehold.limits (company_id, name, environment_id, provider, value)
+        VALUES (v_company, set_limit.name, v_environment, COALESCE(set_limit.provider, ''), set_limit.value)
+        ON CONFLICT (company_id, name, environment_id, provider) DO UPDATE
+           SET value = excluded.value, updated_at = pg_catalog.now();
+    END IF;
+    -- leases that wait may go on, or find out that they must wait
+    PERFORM leasehold_internal.announce_places(v_company);
+    PERFORM leasehold_internal.record(v_company, 'limit.changed', 'limit', set_limit.name,
+        pg_catalog.jsonb_build_object('value', set_limit.value, 'environment', set_limit.environment,
+                                      'provider', set_limit.provider));
+END
+$$;
+
+COMMENT ON COLUMN leasehold_internal.calls.slot IS
+    'op: a call about a lease, a stray or a plugin; sweep: of an environment; command: it is carried out; cancel: and ended before its time; timer, run_timer: the deadline of a lease or run';
+
+-- Ends leases: the one way from "in use" to "over", for one lease or thousands.
+--
+-- A request whose call was never sent, or is known to have got nothing, is over
+-- at once.  The others become releasing; the call that is out, or the one queued
+-- here, carries it on.  Leases that are over or ending are left alone, so
+-- ending twice is ending once; only what is being parked can still be deleted.
+-- A NULL disposition means what the policy says.
+CREATE OR REPLACE FUNCTION leasehold_internal.end_leases(
+        company_ids uuid[], lease_ids uuid[], end_status text, disposition text, reason text DEFAULT NULL,
+        code text DEFAULT NULL)
+    RETURNS integer LANGUAGE plpgsql VOLATILE AS $$
+#variable_conflict use_column
+DECLARE
+    v_count  integer;
+    v_places uuid[];
+BEGIN
+    IF pg_catalog.cardinality(lease_ids) = 0 THEN
+        RETURN 0;
+    END IF;
+    WITH target AS (
+        SELECT l.*,
+               CASE WHEN end_leases.disposition IS NOT NULL THEN end_leases.disposition
+                    WHEN l.policy = 'reuse_by_environment' AND end_leases.end_status = 'released' THEN 'stop'
+                    WHEN l.policy = 'retain_on_failure' AND end_leases.end_status = 'failed' THEN 'stop'
+                    ELSE 'delete' END AS new_disposition,
+               COALESCE(end_leases.reason,
+                   CASE WHEN end_leases.end_status = 'failed' THEN 'adapter_or_run_failure'
+                        WHEN end_leases.end_status = 'expired' AND l.policy = 'reuse_by_environment'
+                             THEN 'lease_expired' END) AS new_reason
+          FROM (SELECT * FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(lease_ids)) AS k (company_id, id)
+                 ORDER BY 1, 2) AS w
+         CROSS JOIN LATERAL (SELECT * FROM leasehold.leases AS x
+                              WHERE x.company_id = w.company_id AND x.id = w.id FOR NO KEY UPDATE) AS l
+         WHERE l.status IN ('acquiring', 'active', 'resuming', 'retained')
+            OR l.status IN ('releasing', 'pending_cleanup') AND l.disposition <> 'delete'
+               AND end_leases.disposition = 'delete'
+    ), never_sent AS (
+        DELETE FROM leasehold_internal.calls AS c
+         USING target AS t
+         WHERE c.company_id = t.company_id AND c.subject_id = t.id AND c.slot = 'op'
+           AND c.operation = 'acquire' AND NOT c.look_up AND c.state IN ('queued', 'waiting')
+        RETURNING c.company_id, c.subject_id, c.granted
+    ), lease AS (
+        UPDATE leasehold.leases AS l
+           SET status = CASE WHEN n.subject_id IS NOT NULL THEN end_leases.end_status
+                             WHEN t.status = 'pending_cleanup' THEN t.status ELSE 'releasing' END,
+               end_status = CASE WHEN t.new_disposition = 'delete' THEN end_leases.end_status ELSE 'retained' END,
+               disposition = t.new_disposition,
+               ended_at = CASE WHEN n.subject_id IS NOT NULL THEN pg_catalog.now() END,
+               cleanup_status = CASE WHEN t.status = 'pending_cleanup' THEN l.cleanup_status
+                                     WHEN n.subject_id IS NULL THEN 'pending' END,
+               failure_code = COALESCE(end_leases.code, l.failure_code),
+               failure_reason = COALESCE(t.new_reason, l.failure_reason),
+               waiting_for = NULL, attempts = 0
+          FROM target AS t
+          LEFT JOIN never_sent AS n ON n.company_id = t.company_id AND n.subject_id = t.id
+         WHERE l.company_id = t.company_id AND l.id = t.id
+        RETURNING l.*, t.status AS old_status, t.new_reason
+    ), call AS (
+        INSERT INTO leasehold_internal.calls AS c
+               (company_id, subject_id, slot, operation, provider, shard, generation)
+        SELECT l.company_id, l.id, 'op',
+               CASE WHEN l.disposition = 'delete'
+                         AND (l.policy <> 'ephemeral' OR l.old_status IN ('retained', 'releasing', 'pending_cleanup'))
+                    THEN 'destroy' ELSE 'release' END,
+               l.provider, leasehold_internal.shard_of(l.company_id), l.generation
+          FROM lease AS l
+         WHERE l.status IN ('releasing', 'pending_cleanup')
+        ON CONFLICT (company_id, subject_id, slot) DO UPDATE
+               -- a call that is out, or whose outcome is to be looked up, goes on; its answer finds the lease releasing
+           SET operation = CASE WHEN c.operation IN ('resume', 'release') AND c.state <> 'started'
+                                THEN excluded.operation ELSE c.operation END,
+               -- one that is just parking the resource is followed by another
+               payload = CASE WHEN c.operation = 'release' AND c.state = 'started'
+                              THEN '{"destroy": true}' ELSE c.payload END,
+               state = CASE WHEN c.state = 'waiting' THEN 'queued' ELSE c.state END,
+               due_at = CASE WHEN c.state = 'started' THEN c.due_at ELSE excluded.due_at END
+    ), event AS (
+        INSERT INTO leasehold.audit_events
+               (company_id, action, entity_type, entity_id, agent_id, issue_id, run_id, details)
+        SELECT l.company_id,
+               CASE WHEN l.status IN ('releasing', 'pending_cleanup') THEN 'environment.lease_release_requested'
+                    ELSE 'environment.lease_released' END,
+               'environment_lease', l.id::text, l.agent_id, l.issue_id, l.run_id,
+               pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object(
+                   'environmentId', l.environment_id, 'provider', l.provider, 'from', l.old_status,
+                   'status', l.end_status, 'disposition', l.disposition, 'failureReason', l.new_reason))
+          FROM lease AS l
+    )
+    SELECT pg_catalog.count(*),
+           (SELECT pg_catalog.array_agg(DISTINCT n.company_id) FROM never_sent AS n WHERE n.granted)
+      INTO v_count, v_places FROM lease AS l;
+    PERFORM leasehold_internal.end_commands(company_ids, lease_ids);
+    -- those that were granted a place had it without using it
+    IF v_places IS NOT NULL THEN
+        PERFORM leasehold_internal.announce_places(p) FROM pg_catalog.unnest(v_places) AS p
+          WHERE EXISTS (SELECT FROM leasehold.limits AS m WHERE m.name = 'active_leases');
+    END IF;
+    RETURN v_count;
+END
+$$;
+
+-- 33_commands.sql: what runs in leases, and its output.
+--
+-- A command is carried out at most once: it is handed to the provider after the
+-- commit that says so, and what is known to have begun is never begun again.
+-- What it reads and its environment are kept for the worker alone, and only until
+-- the worker has taken them.
+--
+-- Lock order: lease, commands by id, calls, audit.
+
+CREATE TABLE leasehold.commands (
+    company_id          uuid NOT NULL,
+    id                  uuid NOT NULL,
+    lease_id            uuid NOT NULL,
+    generation          integer NOT NULL,
+    provider            leasehold.object_key NOT NULL,
+    agent_id            uuid,
+    issue_id            uuid,
+    run_id              uuid,
+    argv                text[],
+    shell               text,
+    cwd                 text,
+    timeout             interval,
+    status              leasehold.command_status NOT NULL DEFAULT 'queued',
+    outcome             leasehold.command_outcome,
+    exit_code           integer,
+    signal              text,
+    failure_code        text,
+    failure_reason      text,
+    stdout_bytes        bigint NOT NULL DEFAULT 0,
+    stderr_bytes        bigint NOT NULL DEFAULT 0,
+    output_truncated    boolean NOT NULL DEFAULT false,
+    requested_at        timestamptz NOT NULL DEFAULT pg_catalog.now(),
+    started_at          timestamptz,
+    finished_at         timestamptz,
+    cancel_requested_at timestamptz,
+    cancel_reason       text,
+    output_removed_at   timestamptz,
+    requested_by        name NOT NULL DEFAULT leasehold.acting_role(),
+    PRIMARY KEY (company_id, id),
+    FOREIGN KEY (company_id, lease_id) REFERENCES leasehold.leases ON DELETE CASCADE,
+    CHECK (pg_catalog.num_nonnulls(argv, shell) = 1),
+    CHECK (CASE status WHEN 'finished' THEN pg_catalog.num_nonnulls(outcome, finished_at) = 2
+                       ELSE pg_catalog.num_nonnulls(outcome, finished_at, exit_code, signal) = 0 END),
+    CHECK (status <> 'running' OR started_at IS NOT NULL)
+) WITH (fillfactor = 80);
+
+COMMENT ON TABLE leasehold.commands IS 'Commands that run in leases; from level user on';
+
+COMMENT ON COLUMN leasehold.commands.generation IS 'The generation of the lease that the command is for';
+
+COMMENT ON COLUMN leasehold.commands.shell IS 'A script for the shell of the place it runs in, instead of argv';
+
+COMMENT ON COLUMN leasehold.commands.cwd IS 'Working directory; one that is not absolute is below the lease''s own';
+
+COMMENT ON COLUMN leasehold.commands.timeout IS 'How long it may run; NULL: as long as its lease lives';
+
+COMMENT ON COLUMN leasehold.commands.started_at IS 'When it was handed to the provider';
+
+COMMENT ON COLUMN leasehold.commands.stdout_bytes IS 'What it wrote, whether kept or not';
+
+COMMENT ON COLUMN leasehold.commands.stderr_bytes IS 'What it wrote, whether kept or not';
+
+COMMENT ON COLUMN leasehold.commands.output_truncated IS 'It wrote more than is kept';
+
+COMMENT ON COLUMN leasehold.commands.output_removed_at IS 'When its output was removed for age';
+
+CREATE INDEX commands_live ON leasehold.commands (company_id, lease_id) WHERE status <> 'finished';
+
+CREATE INDEX commands_by_lease ON leasehold.commands (company_id, lease_id);
+
+CREATE INDEX commands_with_output ON leasehold.commands (finished_at) WHERE status = 'finished' AND output_removed_at IS NULL;
+
+SELECT leasehold_internal.protect('leasehold.commands', 'user');
+
+CREATE TABLE leasehold.command_output (
+    company_id uuid NOT NULL,
+    command_id uuid NOT NULL,
+    seq        bigint NOT NULL,
+    stream     leasehold.output_stream NOT NULL,
+    at         timestamptz NOT NULL,
+    data       bytea NOT NULL,
+    PRIMARY KEY (company_id, command_id, seq),
+    FOREIGN KEY (company_id, command_id) REFERENCES leasehold.commands ON DELETE CASCADE
+);
+
+-- compressing it would cost more than writing it
+ALTER TABLE leasehold.command_output ALTER COLUMN data SET STORAGE EXTERNAL;
+
+COMMENT ON TABLE leasehold.command_output IS
+    'What commands wrote, in pieces that end with whole characters; see leasehold.read_output()';
+
+COMMENT ON COLUMN leasehold.command_output.seq IS 'Counts the pieces of a command from 1 on, whatever their stream';
+
+COMMENT ON COLUMN leasehold.command_output.at IS 'When the first of it came';
+
+SELECT leasehold_internal.protect('leasehold.command_output', 'user');
+
+-- Nobody reads these: they are deleted when a worker takes them.
+CREATE TABLE leasehold_internal.command_inputs (
+    company_id uuid NOT NULL,
+    command_id uuid NOT NULL,
+    stdin      text,
+    env        jsonb,
+    PRIMARY KEY (company_id, command_id),
+    FOREIGN KEY (company_id, command_id) REFERENCES leasehold.commands ON DELETE CASCADE
+);
+
+COMMENT ON TABLE leasehold_internal.command_inputs IS
+    'What queued commands will read, and their environment; not dumped';
+
+SELECT leasehold_internal.protect('leasehold_internal.command_inputs', 'user');
+
+CREATE FUNCTION leasehold_internal.check_command_change() RETURNS trigger
+    LANGUAGE plpgsql AS $$
+BEGIN
+    IF (NEW.company_id, NEW.id, NEW.lease_id, NEW.generation) IS DISTINCT FROM (OLD.company_id, OLD.id, OLD.lease_id, OLD.generation) THEN
+        PERFORM leasehold_internal.refuse('illegal_transition', 'what identifies a command cannot be changed');
+    ELSIF OLD.status = 'finished' THEN
+        PERFORM leasehold_internal.refuse('illegal_transition', pg_catalog.format('command %s has finished', OLD.id));
+    END IF;
+    RETURN NEW;
+END
+$$;
+
+COMMENT ON FUNCTION leasehold_internal.check_command_change() IS 'Refuses to change a command that has finished';
+
+CREATE TRIGGER check_change BEFORE UPDATE OF company_id, id, lease_id, generation, status, outcome, exit_code, signal
+    ON leasehold.commands FOR EACH ROW EXECUTE FUNCTION leasehold_internal.check_command_change();
+
+CREATE FUNCTION leasehold_internal.check_argv(argv text[], shell text) RETURNS void
+    LANGUAGE plpgsql IMMUTABLE AS $$
+BEGIN
+    IF pg_catalog.num_nonnulls(argv, shell) <> 1 THEN
+        PERFORM leasehold_internal.refuse('argument_invalid', 'one of the arguments "argv" and "shell" is needed',
+            'argv => ARRAY[''program'', ''argument''] runs a program, shell => ''...'' a script.');
+    ELSIF pg_catalog.octet_length(shell) > 100000 THEN
+        PERFORM leasehold_internal.refuse('argument_too_large', 'argument "shell" is too long',
+            'The limit is 100000 bytes; longer scripts can be given as stdin.');
+    ELSIF shell = '' OR pg_catalog.array_ndims(argv) <> 1 OR pg_catalog.cardinality(argv) = 0 OR argv[pg_catalog.array_lower(argv, 1)] = ''
+          OR pg_catalog.array_position(argv, NULL) IS NOT NULL THEN
+        PERFORM leasehold_internal.refuse('argument_invalid', 'there is no command to run',
+            'argv is a list of a program and its arguments, without nulls.');
+    ELSIF pg_catalog.cardinality(argv) > 4096
+          OR (SELECT pg_catalog.max(pg_catalog.octet_length(a)) > 100000 OR pg_catalog.sum(pg_catalog.octet_length(a)) > 500000
+                FROM pg_catalog.unnest(argv) AS a) THEN
+        PERFORM leasehold_internal.refuse('argument_too_large', 'argument "argv" is too long',
+            'The limits are 4096 arguments, 100000 bytes each and 500000 together.');
+    END IF;
+END
+$$;
+
+COMMENT ON FUNCTION leasehold_internal.check_argv(text[], text) IS 'Refuses what is not a command';
+
+CREATE FUNCTION leasehold_internal.start_command(
+        lease_id uuid, argv text[] DEFAULT NULL, shell text DEFAULT NULL, cwd text DEFAULT NULL,
+        env jsonb DEFAULT NULL, stdin text DEFAULT NULL, timeout interval DEFAULT NULL, generation integer DEFAULT NULL,
+        command_id uuid DEFAULT NULL, idempotency_key text DEFAULT NULL, company text DEFAULT NULL)
+    RETURNS uuid LANGUAGE plpgsql VOLATILE AS $$
+#variable_conflict use_column
+DECLARE
+    v_company uuid := leasehold_internal.enter_company(start_command.company, 'user');
+    v_id      uuid := COALESCE(start_command.command_id, leasehold.new_id());
+    v_earlier uuid;
+    v_lease   leasehold.leases;
+BEGIN
+    PERFORM leasehold_internal.check_argv(start_command.argv, start_command.shell);
+    PERFORM leasehold_internal.check_text('cwd', start_command.cwd, 4000);
+    PERFORM leasehold_internal.check_env('env', start_command.env);
+    PERFORM leasehold_internal.check_interval('timeout', start_command.timeout, '0.1 seconds', '365 days');
+    IF start_command.cwd = '' THEN
+        PERFORM leasehold_internal.refuse('argument_invalid', 'argument "cwd" must not be empty');
+    ELSIF pg_catalog.octet_length(start_command.stdin) > 1048576 THEN
+        PERFORM leasehold_internal.refuse('argument_too_large', 'argument "stdin" is too large', 'The limit is 1048576 bytes.');
+    ELSIF EXISTS (SELECT FROM pg_catalog.jsonb_each(start_command.env) AS e WHERE pg_catalog.jsonb_typeof(e.value) <> 'string') THEN
+        PERFORM leasehold_internal.refuse('argument_invalid', 'argument "env" holds a reference to a secret',
+            'Commands take values only.');
+    END IF;
+
+    IF start_command.idempotency_key IS NOT NULL THEN
+        v_earlier := leasehold_internal.claim_idempotency_key(v_company, 'start_command', start_command.idempotency_key,
+            pg_catalog.jsonb_build_array(start_command.lease_id, start_command.argv, start_command.shell, start_command.cwd,
+                start_command.env, start_command.stdin, pg_catalog.date_part('epoch', start_command.timeout),
+                start_command.command_id), v_id);
+        IF v_earlier IS NOT NULL THEN
+            RETURN v_earlier;
+        END IF;
+    END IF;
+
+    v_lease := leasehold_internal.lock_lease(v_company, start_command.lease_id, start_command.generation);
+    IF v_lease.status <> 'active' THEN
+        PERFORM leasehold_internal.refuse('wrong_state', pg_catalog.format('lease %s is not active', v_lease.id),
+            CASE WHEN v_lease.status IN ('acquiring', 'resuming') THEN 'Wait for it with wait_for_lease().'
+                 ELSE 'Request a new one.' END,
+            pg_catalog.jsonb_build_object('status', v_lease.status));
+    END IF;
+    PERFORM leasehold_internal.require_execution(v_lease.provider);
+
+    INSERT INTO leasehold.commands AS c
+           (company_id, id, lease_id, generation, provider, agent_id, issue_id, run_id, argv, shell, cwd, timeout)
+    VALUES (v_company, v_id, v_lease.id, v_lease.generation, v_lease.provider, v_lease.agent_id, v_lease.issue_id, v_lease.run_id,
+            start_command.argv, start_command.shell, start_command.cwd, start_command.timeout)
+    ON CONFLICT (company_id, id) DO NOTHING;
+    IF NOT FOUND THEN
+        PERFORM leasehold_internal.refuse('already_exists', pg_catalog.format('command %s already exists', v_id));
+    END IF;
+    INSERT INTO leasehold_internal.command_inputs (company_id, command_id, stdin, env)
+    SELECT v_company, v_id, start_command.stdin, start_command.env
+     WHERE pg_catalog.num_nonnulls(start_command.stdin, start_command.env) > 0;
+    -- a lease in which something begins is in use
+    UPDATE leasehold.leases AS l SET last_used_at = pg_catalog.clock_timestamp()
+     WHERE l.company_id = v_company AND l.id = v_lease.id;
+    INSERT INTO leasehold_internal.calls (company_id, subject_id, slot, operation, provider, shard, generation)
+    VALUES (v_company, v_id, 'command', 'execute', v_lease.provider, leasehold_internal.shard_of(v_company), v_lease.generation);
+    PERFORM leasehold_internal.record(v_company, 'environment.command_requested', 'command', v_id::text,
+        pg_catalog.jsonb_build_object('leaseId', v_lease.id, 'provider', v_lease.provider,
+            'program', COALESCE(pg_catalog.left(start_command.argv[pg_catalog.array_lower(start_command.argv, 1)], 200), 'shell')),
+        v_lease.agent_id, v_lease.issue_id, v_lease.run_id);
+    PERFORM leasehold_internal.warn_if_unserved();
+    RETURN v_id;
+END
+$$;
+
+SELECT leasehold_internal.publish('leasehold_internal.start_command', 'instant',
+    'has a program or a shell script run in an active lease and returns the command''s id', 'leasehold_app');
+
+CREATE FUNCTION leasehold_internal.require_execution(provider text) RETURNS void
+    LANGUAGE plpgsql STABLE AS $$
+BEGIN
+    PERFORM leasehold_internal.refuse('provider_unusable', pg_catalog.format('provider "%s" cannot run commands', p.key),
+        'Its plugin has no environmentExecute.')
+       FROM leasehold.providers AS p JOIN leasehold.plugins AS g ON g.key = p.plugin_key
+      WHERE p.key = require_execution.provider
+        AND g.supported_methods <> '{}' AND 'environmentExecute' <> ALL (g.supported_methods);
+END
+$$;
+
+COMMENT ON FUNCTION leasehold_internal.require_execution(text) IS 'Refuses a provider that cannot run commands';
+
+CREATE FUNCTION leasehold_internal.refuse_unknown_command(command_id uuid) RETURNS void
+    LANGUAGE plpgsql VOLATILE AS $$
+BEGIN
+    PERFORM leasehold_internal.refuse('command_not_found', pg_catalog.format('command %s does not exist', command_id),
+        'It may be another company''s, its start may have been rolled back, or it ended long ago and was removed.');
+END
+$$;
+
+COMMENT ON FUNCTION leasehold_internal.refuse_unknown_command(uuid) IS 'The error for a command that is not there';
+
+-- Ends commands before their time, of whatever companies: those that no worker
+-- has taken are over at once, of the others the workers are told.  Those that are
+-- over, or about to be, are left alone.
+CREATE FUNCTION leasehold_internal.cancel_commands(company_ids uuid[], command_ids uuid[], reason text) RETURNS integer
+    LANGUAGE plpgsql VOLATILE AS $$
+#variable_conflict use_column
+DECLARE
+    v_count integer;
+BEGIN
+    WITH target AS (
+        SELECT c.* FROM (SELECT * FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(command_ids)) AS k (company_id, id)
+                          ORDER BY 1, 2) AS w
+         CROSS JOIN LATERAL (SELECT * FROM leasehold.commands AS x
+                              WHERE x.company_id = w.company_id AND x.id = w.id FOR NO KEY UPDATE) AS c
+         WHERE c.status <> 'finished' AND c.cancel_requested_at IS NULL
+    ), never_sent AS (
+        DELETE FROM leasehold_internal.calls AS q
+         USING target AS t
+         WHERE q.company_id = t.company_id AND q.subject_id = t.id AND q.slot = 'command' AND q.state <> 'started'
+        RETURNING q.company_id, q.subject_id
+    ), command AS (
+        UPDATE leasehold.commands AS c
+           SET cancel_requested_at = pg_catalog.clock_timestamp(), cancel_reason = cancel_commands.reason,
+               status = CASE WHEN n.subject_id IS NULL THEN c.status ELSE 'finished' END,
+               outcome = CASE WHEN n.subject_id IS NOT NULL THEN 'cancelled' END,
+               finished_at = CASE WHEN n.subject_id IS NOT NULL THEN pg_catalog.clock_timestamp() END
+          FROM target AS t LEFT JOIN never_sent AS n ON n.company_id = t.company_id AND n.subject_id = t.id
+         WHERE c.company_id = t.company_id AND c.id = t.id
+        RETURNING c.*
+    ), input AS (
+        DELETE FROM leasehold_internal.command_inputs AS i
+         USING never_sent AS n WHERE i.company_id = n.company_id AND i.command_id = n.subject_id
+    ), call AS (
+        INSERT INTO leasehold_internal.calls (company_id, subject_id, slot, operation, provider, shard, generation)
+        SELECT c.company_id, c.id, 'cancel', 'cancel_command', c.provider, leasehold_internal.shard_of(c.company_id), c.generation
+          FROM command AS c WHERE c.status <> 'finished'
+        ON CONFLICT DO NOTHING
+    ), event AS (
+        INSERT INTO leasehold.audit_events (company_id, action, entity_type, entity_id, agent_id, issue_id, run_id, details)
+        SELECT c.company_id,
+               CASE c.status WHEN 'finished' THEN 'environment.command_finished' ELSE 'environment.command_cancel_requested' END,
+               'command', c.id::text, c.agent_id, c.issue_id, c.run_id,
+               pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object('leaseId', c.lease_id, 'provider', c.provider,
+                   'outcome', c.outcome, 'reason', c.cancel_reason))
+          FROM command AS c
+    )
+    SELECT pg_catalog.count(*) INTO v_count FROM command;
+    RETURN v_count;
+END
+$$;
+
+COMMENT ON FUNCTION leasehold_internal.cancel_commands(uuid[], uuid[], text) IS
+    'Ends commands before their time, or has the workers do it; returns how many';
+
+-- With a lease its commands end.  Its resource is not removed at once then: they
+-- get a moment, so that the rest of their output and their end are seen.
+CREATE FUNCTION leasehold_internal.end_commands(company_ids uuid[], lease_ids uuid[]) RETURNS void
+    LANGUAGE plpgsql VOLATILE AS $$
+#variable_conflict use_column
+DECLARE
+    v_companies uuid[];
+    v_commands  uuid[];
+BEGIN
+    SELECT pg_catalog.array_agg(c.company_id), pg_catalog.array_agg(c.id) INTO v_companies, v_commands
+      FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(lease_ids)) AS w (company_id, id)
+      JOIN leasehold.commands AS c ON c.company_id = w.company_id AND c.lease_id = w.id
+     WHERE c.status <> 'finished';
+    IF v_commands IS NULL THEN
+        RETURN;
+    END IF;
+    PERFORM leasehold_internal.cancel_commands(v_companies, v_commands, 'the lease ended');
+    UPDATE leasehold_internal.calls AS q SET due_at = GREATEST(q.due_at, pg_catalog.clock_timestamp() + interval '5 seconds')
+      FROM (SELECT DISTINCT c.company_id, c.lease_id
+              FROM ROWS FROM (pg_catalog.unnest(v_companies), pg_catalog.unnest(v_commands)) AS w (company_id, id)
+              JOIN leasehold.commands AS c ON c.company_id = w.company_id AND c.id = w.id
+             WHERE c.status <> 'finished') AS t
+     WHERE q.company_id = t.company_id AND q.subject_id = t.lease_id AND q.slot = 'op' AND q.state = 'queued';
+END
+$$;
+
+COMMENT ON FUNCTION leasehold_internal.end_commands(uuid[], uuid[]) IS 'Cancels the commands of leases that end';
+
+CREATE FUNCTION leasehold_internal.cancel_command(command_id uuid, reason text DEFAULT NULL, company text DEFAULT NULL)
+    RETURNS text LANGUAGE plpgsql VOLATILE AS $$
+#variable_conflict use_column
+DECLARE
+    v_company uuid := leasehold_internal.enter_company(cancel_command.company, 'user');
+BEGIN
+    PERFORM leasehold_internal.check_text('reason', cancel_command.reason, 1000);
+    PERFORM FROM leasehold.commands AS c WHERE c.company_id = v_company AND c.id = cancel_command.command_id;
+    IF NOT FOUND THEN
+        PERFORM leasehold_internal.refuse_unknown_command(cancel_command.command_id);
+    END IF;
+    PERFORM leasehold_internal.cancel_commands(ARRAY[v_company], ARRAY[cancel_command.command_id],
+        COALESCE(cancel_command.reason, 'cancelled'));
+    PERFORM leasehold_internal.warn_if_unserved();
+    RETURN (SELECT c.status FROM leasehold.commands AS c WHERE c.company_id = v_company AND c.id = cancel_command.command_id);
+END
+$$;
+
+SELECT leasehold_internal.publish('leasehold_internal.cancel_command', 'instant',
+    'has a command ended and returns its status; one that is over stays as it is', 'leasehold_app');
+
+CREATE FUNCTION leasehold_internal.command_state(
+        command_id uuid, company text,
+        OUT company_id uuid, OUT status text, OUT done boolean, OUT outcome text, OUT exit_code integer, OUT signal text,
+        OUT output_truncated boolean, OUT failure_code text, OUT failure_reason text, OUT written_by xid)
+    RETURNS record LANGUAGE plpgsql STABLE AS $$
+#variable_conflict use_column
+BEGIN
+    company_id := leasehold_internal.enter_company(command_state.company, 'user');
+    SELECT c.status, c.status = 'finished', c.outcome, c.exit_code, c.signal, c.output_truncated, c.failure_code,
+           c.failure_reason, c.xmin
+      INTO status, done, outcome, exit_code, signal, output_truncated, failure_code, failure_reason, written_by
+      FROM leasehold.commands AS c
+     WHERE c.company_id = command_state.company_id AND c.id = command_state.command_id;
+    IF NOT FOUND THEN
+        PERFORM leasehold_internal.refuse_unknown_command(command_state.command_id);
+    END IF;
+END
+$$;
+
+COMMENT ON FUNCTION leasehold_internal.command_state(uuid, text) IS 'What wait_for_command() reads';
+
+CREATE FUNCTION leasehold_internal.wait_for_command(
+        command_id uuid, timeout interval DEFAULT '5 seconds', company text DEFAULT NULL,
+        OUT status text, OUT done boolean, OUT outcome text, OUT exit_code integer, OUT signal text,
+        OUT output_truncated boolean, OUT failure_code text, OUT failure_reason text)
+    RETURNS record LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'leasehold_wait_for_command';
+
+SELECT leasehold_internal.publish('leasehold_internal.wait_for_command', 'waits',
+    'returns a command''s state once it has finished, or at the timeout with done = false', 'leasehold_app');
+
+-- Text that anybody can be shown: what is no UTF-8, or no text at all, is replaced.
+CREATE FUNCTION leasehold_internal.output_text(data bytea) RETURNS text
+    LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'leasehold_output_text';
+
+COMMENT ON FUNCTION leasehold_internal.output_text(bytea) IS
+    'Output as text: what is not valid in it is replaced by U+FFFD';
+
+CREATE FUNCTION leasehold_internal.output_state(
+        command_id uuid, after bigint, company text, OUT company_id uuid, OUT done boolean, OUT written_by xid)
+    RETURNS record LANGUAGE plpgsql STABLE AS $$
+#variable_conflict use_column
+DECLARE
+    v_finished boolean;
+BEGIN
+    company_id := leasehold_internal.enter_company(output_state.company, 'user');
+    SELECT c.status = 'finished', c.xmin INTO v_finished, written_by
+      FROM leasehold.commands AS c
+     WHERE c.company_id = output_state.company_id AND c.id = output_state.command_id;
+    IF NOT FOUND THEN
+        PERFORM leasehold_internal.refuse_unknown_command(output_state.command_id);
+    END IF;
+    done := v_finished OR EXISTS (
+        SELECT FROM leasehold.command_output AS o
+         WHERE o.company_id = output_state.company_id AND o.command_id = output_state.command_id AND o.seq > output_state.after);
+END
+$$;
+
+COMMENT ON FUNCTION leasehold_internal.output_state(uuid, bigint, text) IS 'What read_output() waits for';
+
+CREATE FUNCTION leasehold_internal.output_rows(
+        command_id uuid, after bigint, company text,
+        OUT seq bigint, OUT stream text, OUT "text" text, OUT data bytea, OUT at timestamptz)
+    RETURNS SETOF record LANGUAGE plpgsql STABLE ROWS 100 AS $$
+#variable_conflict use_column
+DECLARE
+    v_company uuid := leasehold_internal.enter_company(output_rows.company, 'user');
+    v_bytes   bigint := 0;
+BEGIN
+    FOR seq, stream, data, at IN
+        SELECT o.seq, o.stream, o.data, o.at FROM leasehold.command_output AS o
+         WHERE o.company_id = v_company AND o.command_id = output_rows.command_id AND o.seq > output_rows.after
+         ORDER BY o.seq
+    LOOP
+        "text" := leasehold_internal.output_text(data);
+        RETURN NEXT;
+        -- the rest at the next call
+        v_bytes := v_bytes + pg_catalog.octet_length(data);
+        EXIT WHEN v_bytes >= 1048576;
+    END LOOP;
+END
+$$;
+
+COMMENT ON FUNCTION leasehold_internal.output_rows(uuid, bigint, text) IS 'What read_output() returns';
+
+CREATE FUNCTION leasehold_internal.read_output(
+        command_id uuid, after bigint DEFAULT 0, timeout interval DEFAULT '0 seconds', company text DEFAULT NULL,
+        OUT seq bigint, OUT stream text, OUT "text" text, OUT data bytea, OUT at timestamptz)
+    RETURNS SETOF record LANGUAGE c VOLATILE ROWS 100 AS 'MODULE_PATHNAME', 'leasehold_read_output';
+
+SELECT leasehold_internal.publish('leasehold_internal.read_output', 'waits',
+    'returns what a command has written since the piece numbered "after", about a megabyte at a time; with a timeout it waits for something to return or the command''s end',
+    'leasehold_app');
+
+-- The time that a provider gets for its work and the time we wait for its
+-- answer, in milliseconds: work_ms + 30 s <= rpc_ms, so that its side ends first.
+-- A command takes as long as it is allowed, and if nothing is said, for ever.
+CREATE OR REPLACE FUNCTION leasehold_internal.call_timeouts(kind text, config jsonb, default_ms integer)
+    RETURNS TABLE (work_ms bigint, rpc_ms bigint) LANGUAGE sql IMMUTABLE ROWS 1 AS $$
+    SELECT w.ms, COALESCE(w.ms + 30000, CASE kind WHEN 'initialize' THEN LEAST(default_ms, 15000)
+                                                  WHEN 'execute' THEN NULL ELSE default_ms END)
+      FROM (SELECT CASE WHEN kind = 'execute' THEN
+                       CASE WHEN pg_catalog.jsonb_typeof(config -> 'timeoutMs') = 'number' AND (config ->> 'timeoutMs')::numeric > 0
+                            THEN pg_catalog.ceil(LEAST((config ->> 'timeoutMs')::numeric, 31536000000))::bigint END
+                   WHEN kind = 'sandbox_provider' THEN GREATEST(
+                       CASE WHEN pg_catalog.jsonb_typeof(config -> 'timeoutMs') = 'number'
+                             AND (config ->> 'timeoutMs')::numeric > 0
+                            THEN pg_catalog.trunc(LEAST((config ->> 'timeoutMs')::numeric, 86400000))::bigint END,
+                       CASE WHEN pg_catalog.jsonb_typeof(config -> 'bridgeRequestTimeoutMs') = 'number'
+                             AND (config ->> 'bridgeRequestTimeoutMs')::numeric > 0
+                            THEN pg_catalog.trunc(LEAST((config ->> 'bridgeRequestTimeoutMs')::numeric, 86400000))::bigint END)
+                   END) AS w (ms)
+$$;
+
+COMMENT ON FUNCTION leasehold_internal.call_timeouts(text, jsonb, integer) IS
+    'How long a provider may work on a call, and how long its answer is waited for';
+
 -- The params of initialize.  Volatile: the call may be of a change of the
 -- plugin that was committed after claim_calls() began, so it is read anew.
 CREATE OR REPLACE FUNCTION leasehold_internal.initialize_params(plugin text, installation_id uuid) RETURNS jsonb
@@ -9,6 +683,663 @@ BEGIN
                        'instanceInfo', pg_catalog.jsonb_build_object('instanceId', installation_id, 'hostVersion',
                            (SELECT x.extversion || '.0' FROM pg_catalog.pg_extension AS x WHERE x.extname = 'leasehold')))
               FROM leasehold.plugins AS g WHERE g.key = plugin);
+END
+$$;
+
+-- 42_deadlines.sql: deadlines that come by themselves.
+--
+-- Deadlines are lazy: a renewal or heartbeat changes only its own row.  When
+-- the deadline's row is due, the lease or run is read; if it has more time, the
+-- row is moved to the new deadline.
+
+-- A lease in which a command runs is in use.
+CREATE FUNCTION leasehold_internal.used_at(lease leasehold.leases) RETURNS timestamptz
+    LANGUAGE sql VOLATILE AS $$
+    SELECT CASE WHEN (lease).idle_timeout IS NOT NULL
+                     AND EXISTS (SELECT FROM leasehold.commands AS c
+                                  WHERE c.company_id = (lease).company_id AND c.lease_id = (lease).id AND c.status <> 'finished')
+                THEN pg_catalog.clock_timestamp() ELSE (lease).last_used_at END
+$$;
+
+COMMENT ON FUNCTION leasehold_internal.used_at(leasehold.leases) IS 'When a lease was in use last; now, if a command runs in it';
+
+CREATE OR REPLACE FUNCTION leasehold_internal.fire_deadlines(company_ids uuid[], subject_ids uuid[])
+    RETURNS TABLE (company_id uuid, subject_id uuid) LANGUAGE plpgsql VOLATILE ROWS 100 AS $$
+#variable_conflict use_column
+DECLARE
+    v_company uuid[];
+    v_subject uuid[];
+    v_over    record;
+    v_places  boolean;
+BEGIN
+    -- a parked resource that has waited too long for a place asks once more, and is parked again
+    UPDATE leasehold_internal.calls AS c SET state = 'queued', due_at = pg_catalog.clock_timestamp()
+      FROM (SELECT l.company_id, l.id
+              FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids)) AS w (company_id, id)
+             CROSS JOIN LATERAL (SELECT * FROM leasehold.leases AS x
+                                  WHERE x.company_id = w.company_id AND x.id = w.id
+                                    FOR NO KEY UPDATE SKIP LOCKED) AS l
+             WHERE l.status = 'resuming' AND l.acquire_by <= pg_catalog.clock_timestamp()) AS o
+     WHERE c.company_id = o.company_id AND c.subject_id = o.id AND c.slot = 'op' AND c.state = 'waiting';
+
+    -- leases whose time is over, by reason; those that a user has locked come again
+    FOR v_over IN
+        SELECT s.reason, s.code, s.end_status, pg_catalog.array_agg(s.company_id) AS companies,
+               pg_catalog.array_agg(s.id) AS ids
+          FROM (SELECT l.company_id, l.id,
+                       CASE WHEN l.status IN ('acquiring', 'resuming') THEN 'failed' ELSE 'expired' END AS end_status,
+                       CASE WHEN l.status IN ('acquiring', 'resuming')
+                                 AND l.waiting_for IN ('active_leases', 'lease_starts_per_minute', 'plugin')
+                            THEN 'waited too long for ' || l.waiting_for
+                            WHEN l.status IN ('acquiring', 'resuming') THEN 'no resource was got in time'
+                                 || COALESCE((SELECT ': ' || c.last_error FROM leasehold_internal.calls AS c
+                                               WHERE c.company_id = l.company_id AND c.subject_id = l.id AND c.slot = 'op'), '')
+                            WHEN l.status = 'retained' THEN 'retention_over'
+                            WHEN l.expires_at <= pg_catalog.clock_timestamp() OR leasehold_internal.used_at(l) + l.idle_timeout IS NULL
+                            THEN 'lease_expired'
+                            ELSE 'idle_timeout' END AS reason,
+                       CASE WHEN l.status IN ('acquiring', 'resuming')
+                            THEN CASE WHEN l.waiting_for IN ('active_leases', 'lease_starts_per_minute')
+                                      THEN 'quota_exceeded' ELSE 'acquire_timeout' END END AS code
+                  FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids)) AS w (company_id, id)
+                 CROSS JOIN LATERAL (SELECT * FROM leasehold.leases AS x
+                                      WHERE x.company_id = w.company_id AND x.id = w.id
+                                        FOR NO KEY UPDATE SKIP LOCKED) AS l
+                 -- everything ends: what has no deadline, which takes somebody's hand, is over
+                 WHERE COALESCE(leasehold_internal.lease_deadline(l.status, l.expires_at, leasehold_internal.used_at(l), l.idle_timeout)
+                                <= pg_catalog.clock_timestamp(), l.status IN ('active', 'retained'))
+                    OR l.status IN ('acquiring', 'resuming') AND l.acquire_by <= pg_catalog.clock_timestamp()
+                       AND NOT (l.status = 'resuming' AND l.waiting_for IN ('active_leases', 'lease_starts_per_minute'))
+                       AND EXISTS (SELECT FROM leasehold_internal.calls AS c
+                                    WHERE c.company_id = l.company_id AND c.subject_id = l.id AND c.slot = 'op'
+                                      AND c.state IN ('waiting', 'queued') AND NOT c.look_up)) AS s
+         GROUP BY 1, 2, 3
+    LOOP
+        PERFORM leasehold_internal.end_leases(v_over.companies, v_over.ids, v_over.end_status, 'delete',
+            v_over.reason, v_over.code);
+        v_company := v_company || v_over.companies;
+        v_subject := v_subject || v_over.ids;
+    END LOOP;
+
+    PERFORM leasehold_internal.lose_runs(company_ids, subject_ids);
+
+    -- what is left is moved to its deadline, or is about something that is over
+    WITH due AS (
+        SELECT c.company_id, c.subject_id, c.slot, c.operation,
+               CASE c.operation WHEN 'lease_deadline' THEN
+                    (SELECT CASE WHEN l.status IN ('active', 'retained')
+                                 THEN leasehold_internal.lease_deadline(l.status, l.expires_at, leasehold_internal.used_at(l), l.idle_timeout)
+                                 WHEN l.status IN ('acquiring', 'resuming') THEN GREATEST(l.acquire_by, pg_catalog.clock_timestamp() + interval '1 second') END
+                       FROM leasehold.leases AS l WHERE l.company_id = c.company_id AND l.id = c.subject_id)
+               WHEN 'run_deadline' THEN
+                    (SELECT r.heartbeat_at + r.heartbeat_timeout FROM leasehold_internal.runs AS r
+                      WHERE r.company_id = c.company_id AND r.id = c.subject_id AND r.status = 'running')
+               END AS deadline
+          FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids)) AS w (company_id, subject_id)
+         CROSS JOIN LATERAL (SELECT * FROM leasehold_internal.calls AS x
+                              WHERE x.company_id = w.company_id AND x.subject_id = w.subject_id
+                                AND x.slot IN ('timer', 'run_timer')
+                                FOR UPDATE SKIP LOCKED) AS c
+    ), moved AS (
+        UPDATE leasehold_internal.calls AS c
+           SET due_at = GREATEST(d.deadline, pg_catalog.clock_timestamp() + interval '100 milliseconds')
+          FROM due AS d
+         WHERE c.company_id = d.company_id AND c.subject_id = d.subject_id AND c.slot = d.slot
+           AND d.deadline IS NOT NULL
+    ), gone AS (
+        DELETE FROM leasehold_internal.calls AS c
+         USING due AS d
+         WHERE c.company_id = d.company_id AND c.subject_id = d.subject_id AND c.slot = d.slot AND d.deadline IS NULL
+        RETURNING c.operation
+    )
+    SELECT pg_catalog.bool_or(g.operation = 'places') INTO v_places FROM gone AS g;
+    IF v_places THEN
+        PERFORM leasehold_internal.give_places(limits_changed => true);
+    END IF;
+
+    RETURN QUERY SELECT * FROM ROWS FROM (pg_catalog.unnest(v_company), pg_catalog.unnest(v_subject));
+END
+$$;
+
+CREATE OR REPLACE FUNCTION leasehold_internal.take_over_calls(
+        live_epochs bigint[], shards smallint[], crash_limit integer, crashed boolean, started_before timestamptz)
+    RETURNS integer LANGUAGE plpgsql VOLATILE AS $$
+#variable_conflict use_column
+DECLARE
+    v_count integer;
+BEGIN
+    WITH lost AS (
+        UPDATE leasehold_internal.calls AS c
+           SET state = CASE WHEN crashed AND c.crashes + 1 >= crash_limit THEN 'quarantined' ELSE 'queued' END,
+               crashes = c.crashes + CASE WHEN crashed THEN 1 ELSE 0 END,
+               look_up = c.look_up OR c.operation = 'acquire', worker_epoch = NULL,
+               due_at = pg_catalog.clock_timestamp(), last_error = 'the worker ended before the answer came'
+          FROM (SELECT x.company_id, x.subject_id, x.slot FROM leasehold_internal.calls AS x
+                 WHERE x.state = 'started' AND x.shard = ANY (shards) AND x.slot <> 'command'
+                   AND (x.started_at <= started_before OR x.started_at IS NULL)
+                   AND NOT COALESCE(x.worker_epoch = ANY (live_epochs), false)
+                   FOR UPDATE SKIP LOCKED) AS p
+         WHERE c.company_id = p.company_id AND c.subject_id = p.subject_id AND c.slot = p.slot
+        RETURNING c.*
+    ), lease AS (
+        UPDATE leasehold.leases AS l SET waiting_for = 'quarantine'
+          FROM (SELECT x.company_id, x.id FROM leasehold.leases AS x
+                  JOIN lost AS c ON x.company_id = c.company_id AND x.id = c.subject_id
+                 WHERE c.slot = 'op' AND c.state = 'quarantined' FOR NO KEY UPDATE OF x SKIP LOCKED) AS p
+         WHERE l.company_id = p.company_id AND l.id = p.id
+    ), event AS (
+        INSERT INTO leasehold.audit_events (company_id, action, entity_type, entity_id, details)
+        SELECT c.company_id,
+               CASE c.operation WHEN 'initialize' THEN 'plugin.quarantined'
+                                WHEN 'reconcile' THEN 'environment.sweep_quarantined'
+                                WHEN 'destroy_stray' THEN 'environment.stray_quarantined'
+                                WHEN 'cancel_command' THEN 'environment.command_cancel_quarantined'
+                                ELSE 'environment.lease_quarantined' END,
+               CASE c.operation WHEN 'initialize' THEN 'plugin' WHEN 'reconcile' THEN 'environment'
+                                WHEN 'destroy_stray' THEN 'provider_resource' WHEN 'cancel_command' THEN 'command'
+                                ELSE 'environment_lease' END,
+               CASE c.operation WHEN 'initialize' THEN c.payload ->> 'plugin'
+                                WHEN 'destroy_stray' THEN COALESCE(r.provider_lease_id, c.subject_id::text)
+                                ELSE c.subject_id::text END,
+               pg_catalog.jsonb_build_object('operation', c.operation, 'crashes', c.crashes)
+          FROM lost AS c
+          LEFT JOIN leasehold_internal.provider_resources AS r
+            ON c.operation = 'destroy_stray' AND r.company_id = c.company_id AND r.stray_id = c.subject_id
+         WHERE c.state = 'quarantined'
+    )
+    SELECT pg_catalog.count(*) INTO v_count FROM lost;
+    RETURN v_count + leasehold_internal.lose_commands(live_epochs, shards, started_before);
+END
+$$;
+
+-- 45_command_dispatch.sql: the protocol between commands and the workers: claim,
+-- store output, complete, lose.
+--
+-- As with other calls a claim is committed before anything is sent.  But a command
+-- is never sent twice: only if it is known that it did not begin, it is queued
+-- again, and who has died with one leaves it as lost, or unknown.
+
+-- What a provider is to be told of a command, or of ending one.
+CREATE FUNCTION leasehold_internal.command_params(
+        command leasehold.commands, lease leasehold.leases, installation_id uuid, config jsonb, metadata jsonb, kind text,
+        slot text, stdin text, env jsonb, work_ms bigint)
+    RETURNS jsonb LANGUAGE sql STABLE AS $$
+    SELECT pg_catalog.jsonb_build_object(
+               'driverKey', (command).provider, 'companyId', (command).company_id, 'environmentId', (lease).environment_id,
+               'issueId', (lease).issue_id, 'config', config,
+               'lease', pg_catalog.jsonb_build_object('providerLeaseId', (lease).provider_lease_id,
+                   'metadata', COALESCE(metadata, '{}'), 'expiresAt', (lease).expires_at),
+               'leasehold', pg_catalog.jsonb_build_object('installationId', installation_id, 'leaseId', (lease).id,
+                   'generation', (lease).generation, 'commandId', (command).id,
+                   'idempotencyKey', (command).company_id || ':' || (command).id || ':execute'))
+        || CASE WHEN slot = 'command' THEN pg_catalog.jsonb_build_object(
+               'command', COALESCE((command).argv[pg_catalog.array_lower((command).argv, 1)], s.shell),
+               'args', COALESCE(pg_catalog.to_jsonb((command).argv[pg_catalog.array_lower((command).argv, 1) + 1 :]),
+                                pg_catalog.jsonb_build_array('-c', (command).shell)),
+               'cwd', CASE WHEN (command).cwd LIKE '/%' THEN (command).cwd ELSE s.home || COALESCE('/' || (command).cwd, '') END,
+               'env', COALESCE(env, '{}'))
+            || pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object('stdin', stdin, 'timeoutMs', work_ms))
+            || CASE WHEN kind = 'sandbox_provider'
+               THEN pg_catalog.jsonb_build_object('runId', (lease).run_id, 'streamOutput', true) ELSE '{}' END
+           ELSE '{}' END
+      FROM (SELECT CASE WHEN metadata ->> 'shellCommand' IN ('bash', 'sh') THEN metadata ->> 'shellCommand' ELSE 'sh' END,
+                   COALESCE(NULLIF(pg_catalog.btrim(metadata ->> 'remoteCwd'), ''), '/tmp')) AS s (shell, home)
+$$;
+
+COMMENT ON FUNCTION leasehold_internal.command_params(leasehold.commands, leasehold.leases, uuid, jsonb, jsonb, text, text, text,
+                                                      jsonb, bigint) IS
+    'What a provider is to be told of a command';
+
+-- Claims commands, and the ending of others, for a worker.
+CREATE FUNCTION leasehold_internal.claim_commands(
+        epoch bigint, company_ids uuid[], subject_ids uuid[], slots text[], default_timeout_ms integer, most_output bigint)
+    RETURNS TABLE (company_id uuid, subject_id uuid, generation integer, operation text, verdict text, code text,
+                   message text, plugin text, provider text, method text, attempt integer, timeout_ms bigint,
+                   idempotency_key text, params text, plugin_row xid, output_limit bigint)
+    LANGUAGE plpgsql VOLATILE ROWS 100 AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+    WITH chosen AS MATERIALIZED (
+        SELECT q.company_id, q.subject_id, q.slot, g.status IN ('installed', 'error') AS unready
+          FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids), pg_catalog.unnest(slots))
+               AS w (company_id, subject_id, slot)
+         -- one that a user has locked may be about to be cancelled
+         CROSS JOIN LATERAL (SELECT x.provider FROM leasehold.commands AS x
+                              WHERE x.company_id = w.company_id AND x.id = w.subject_id
+                                FOR NO KEY UPDATE SKIP LOCKED) AS k
+         CROSS JOIN LATERAL (SELECT * FROM leasehold_internal.calls AS x
+                              WHERE x.company_id = w.company_id AND x.subject_id = w.subject_id AND x.slot = w.slot
+                                FOR UPDATE SKIP LOCKED) AS q
+          LEFT JOIN leasehold.providers AS p ON p.key = k.provider
+          LEFT JOIN leasehold.plugins AS g ON g.key = p.plugin_key
+         WHERE q.state = 'queued' AND q.due_at <= pg_catalog.clock_timestamp()
+    ), held AS (
+        UPDATE leasehold_internal.calls AS c
+           SET due_at = pg_catalog.clock_timestamp() + interval '1 second', last_error = 'the plugin is not ready'
+          FROM chosen AS n
+         WHERE n.unready AND c.company_id = n.company_id AND c.subject_id = n.subject_id AND c.slot = n.slot
+    ), claimed AS (
+        UPDATE leasehold_internal.calls AS c
+           SET state = 'started', worker_epoch = epoch, started_at = pg_catalog.clock_timestamp(), attempts = c.attempts + 1
+          FROM chosen AS n
+         WHERE n.unready IS NOT TRUE AND c.company_id = n.company_id AND c.subject_id = n.subject_id AND c.slot = n.slot
+        RETURNING c.*
+    ), running AS (
+        UPDATE leasehold.commands AS k
+           SET status = 'running', started_at = pg_catalog.clock_timestamp()
+          FROM claimed AS c
+         WHERE c.slot = 'command' AND k.company_id = c.company_id AND k.id = c.subject_id AND k.status = 'queued'
+    ), input AS (
+        DELETE FROM leasehold_internal.command_inputs AS i
+         USING claimed AS c
+         WHERE c.slot = 'command' AND i.company_id = c.company_id AND i.command_id = c.subject_id
+        RETURNING i.*
+    )
+    SELECT c.company_id, c.subject_id, c.generation, c.operation::text,
+           CASE WHEN v.code IS NOT NULL THEN 'failed' END, v.code,
+           CASE v.code WHEN 'lease_ended' THEN 'the lease has ended'
+                       WHEN 'provider_unusable' THEN 'the provider''s plugin is disabled or gone'
+                       WHEN 'subject_gone' THEN 'the command has ended' END,
+           p.plugin_key::text, c.provider,
+           CASE c.slot WHEN 'command' THEN 'environmentExecute' ELSE 'environmentCancelExecute' END, c.attempts,
+           -- without a limit of time, 0
+           CASE c.slot WHEN 'command' THEN COALESCE(t.rpc_ms, 0) ELSE default_timeout_ms END,
+           c.company_id || ':' || c.subject_id || CASE c.slot WHEN 'command' THEN ':execute' ELSE ':cancel' END,
+           CASE WHEN v.code IS NULL THEN leasehold_internal.command_params(k, l, n.id, COALESCE(f.config, '{}'), md.metadata,
+                                             p.kind, c.slot, i.stdin, i.env, t.work_ms)::text END,
+           g.xmin,
+           (SELECT LEAST(pg_catalog.min(m.value), most_output) FROM leasehold.limits AS m
+             WHERE m.name = 'output_bytes'
+               AND leasehold_internal.limit_holds(m, l.company_id, l.environment_id, l.provider))
+      FROM claimed AS c
+     CROSS JOIN (SELECT s.id FROM leasehold_internal.installation AS s LIMIT 1) AS n
+      JOIN leasehold.commands AS k ON k.company_id = c.company_id AND k.id = c.subject_id
+      LEFT JOIN leasehold.leases AS l ON l.company_id = k.company_id AND l.id = k.lease_id
+      LEFT JOIN leasehold_internal.environment_configs AS f
+        ON f.company_id = l.company_id AND f.environment_id = l.environment_id AND f.version = l.config_version
+      LEFT JOIN leasehold.lease_metadata AS md ON md.company_id = l.company_id AND md.lease_id = l.id
+      LEFT JOIN leasehold.providers AS p ON p.key = c.provider
+      LEFT JOIN leasehold.plugins AS g ON g.key = p.plugin_key
+      LEFT JOIN input AS i ON c.slot = 'command' AND i.company_id = c.company_id AND i.command_id = c.subject_id
+     CROSS JOIN LATERAL leasehold_internal.call_timeouts('execute',
+                    COALESCE(f.config, '{}') || CASE WHEN k.timeout IS NULL THEN '{}'
+                        ELSE pg_catalog.jsonb_build_object('timeoutMs', pg_catalog.date_part('epoch', k.timeout) * 1000) END,
+                    default_timeout_ms) AS t
+     CROSS JOIN LATERAL (SELECT CASE
+            WHEN p.key IS NULL OR c.slot = 'command' AND g.status = 'disabled' THEN 'provider_unusable'
+            WHEN l.generation <> k.generation OR NOT leasehold_internal.may_have_resource(l.status) THEN 'lease_ended'
+            WHEN c.slot = 'command' AND l.status <> 'active' THEN 'lease_ended'
+            WHEN c.slot = 'cancel' AND k.status = 'finished' AND k.outcome NOT IN ('lost', 'unknown') THEN 'subject_gone'
+            END) AS v (code);
+END
+$$;
+
+COMMENT ON FUNCTION leasehold_internal.claim_commands(bigint, uuid[], uuid[], text[], integer, bigint) IS
+    'Claims commands, and the ending of others, for a worker and returns what is to be sent';
+
+-- What commands have written, as long as they are this worker's.
+CREATE FUNCTION leasehold_internal.store_output(
+        epoch bigint, company_ids uuid[], command_ids uuid[], seqs bigint[], streams text[], ats timestamptz[], datas bytea[])
+    RETURNS void LANGUAGE plpgsql VOLATILE AS $$
+#variable_conflict use_column
+BEGIN
+    INSERT INTO leasehold.command_output (company_id, command_id, seq, stream, at, data)
+    SELECT o.company_id, o.command_id, o.seq, o.stream, o.at, o.data
+      FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(command_ids), pg_catalog.unnest(seqs),
+                      pg_catalog.unnest(streams), pg_catalog.unnest(ats), pg_catalog.unnest(datas))
+           AS o (company_id, command_id, seq, stream, at, data)
+      JOIN leasehold_internal.calls AS c
+        ON c.company_id = o.company_id AND c.subject_id = o.command_id AND c.slot = 'command'
+     WHERE c.state = 'started' AND c.worker_epoch = epoch;
+END
+$$;
+
+COMMENT ON FUNCTION leasehold_internal.store_output(bigint, uuid[], uuid[], bigint[], text[], timestamptz[], bytea[]) IS
+    'Stores what commands have written';
+
+-- What became of a command, from what is known of the call (see 41_completion.sql):
+-- the outcome, or NULL if it is to be sent again.
+CREATE FUNCTION leasehold_internal.command_outcome(
+        outcome text, begun boolean, exit_code integer, signal text, timed_out boolean, cancelled boolean,
+        cancel_requested boolean, may_go_on boolean)
+    RETURNS text LANGUAGE sql IMMUTABLE AS $$
+    SELECT CASE
+        WHEN outcome = 'ok' THEN CASE
+            WHEN timed_out THEN 'timed_out'
+            WHEN cancelled OR cancel_requested AND exit_code IS NULL THEN 'cancelled'
+            WHEN exit_code IS NOT NULL THEN 'exited'
+            WHEN signal IS NOT NULL THEN 'signalled'
+            ELSE 'lost' END
+        WHEN begun THEN CASE WHEN timed_out THEN 'timed_out' ELSE 'lost' END
+        WHEN outcome = 'unknown' THEN 'unknown'
+        WHEN outcome IN ('retry', 'throttled') THEN CASE WHEN cancel_requested THEN 'cancelled' WHEN NOT may_go_on THEN 'failed' END
+        ELSE 'failed' END
+$$;
+
+COMMENT ON FUNCTION leasehold_internal.command_outcome(text, boolean, integer, text, boolean, boolean, boolean, boolean) IS
+    'What became of a command; NULL if it is to be sent again';
+
+-- Applies answers to commands.  Returns for each: applied; locked, if a user has
+-- the command locked; or stale.  What is to be sent again gets its input back.
+CREATE FUNCTION leasehold_internal.complete_commands(
+        epoch bigint, company_ids uuid[], subject_ids uuid[], outcomes text[], codes text[], messages text[],
+        retry_after_ms bigint[], exit_codes integer[], signals text[], timed_out boolean[], cancelled boolean[],
+        begun boolean[], stdout_bytes bigint[], stderr_bytes bigint[], truncated boolean[], params text[],
+        base_ms integer, most_ms integer, tries integer)
+    RETURNS TABLE (company_id uuid, subject_id uuid, applied text)
+    LANGUAGE plpgsql VOLATILE ROWS 100 AS $$
+#variable_conflict use_column
+DECLARE
+    v_locked smallint[];
+BEGIN
+    -- first the locks, then, in a later snapshot, the rows
+    -- (1: locked; 0: somebody else has it, or its lease, locked; NULL: there is no such command)
+    SELECT pg_catalog.array_agg(CASE WHEN k.id IS NOT NULL THEN 1 WHEN e.lease_id IS NOT NULL THEN 0 END ORDER BY w.nr)
+      INTO v_locked
+      FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids)) WITH ORDINALITY AS w (company_id, id, nr)
+      LEFT JOIN LATERAL (SELECT x.lease_id FROM leasehold.commands AS x
+                          WHERE x.company_id = w.company_id AND x.id = w.id OFFSET 0) AS e ON true
+      LEFT JOIN LATERAL (SELECT x.id FROM leasehold.leases AS x
+                          WHERE x.company_id = w.company_id AND x.id = e.lease_id
+                            FOR NO KEY UPDATE SKIP LOCKED) AS l ON true
+      LEFT JOIN LATERAL (SELECT x.id FROM leasehold.commands AS x
+                          WHERE l.id IS NOT NULL AND x.company_id = w.company_id AND x.id = w.id
+                            FOR NO KEY UPDATE SKIP LOCKED) AS k ON true;
+
+    RETURN QUERY
+    WITH step AS MATERIALIZED (
+        SELECT a.*, k.lease_id, c.attempts,
+               leasehold_internal.command_outcome(a.outcome, a.begun, a.exit_code, a.signal, a.timed_out, a.cancelled,
+                   k.cancel_requested_at IS NOT NULL, a.outcome = 'throttled' OR c.attempts - c.throttled < tries) AS verdict
+          FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids), pg_catalog.unnest(outcomes),
+                          pg_catalog.unnest(codes), pg_catalog.unnest(messages), pg_catalog.unnest(retry_after_ms),
+                          pg_catalog.unnest(exit_codes), pg_catalog.unnest(signals), pg_catalog.unnest(timed_out),
+                          pg_catalog.unnest(cancelled), pg_catalog.unnest(begun), pg_catalog.unnest(stdout_bytes),
+                          pg_catalog.unnest(stderr_bytes), pg_catalog.unnest(truncated), pg_catalog.unnest(params),
+                          pg_catalog.unnest(v_locked))
+               AS a (company_id, id, outcome, code, message, retry_after_ms, exit_code, signal, timed_out, cancelled, begun,
+                     stdout_bytes, stderr_bytes, truncated, params, locked)
+         CROSS JOIN LATERAL (SELECT * FROM leasehold.commands AS x
+                              WHERE x.company_id = a.company_id AND x.id = a.id OFFSET 0) AS k
+         CROSS JOIN LATERAL (SELECT * FROM leasehold_internal.calls AS x
+                              WHERE x.company_id = a.company_id AND x.subject_id = a.id AND x.slot = 'command' OFFSET 0) AS c
+         WHERE a.locked = 1 AND k.status = 'running' AND c.state = 'started' AND c.worker_epoch = epoch
+    ), again AS (
+        UPDATE leasehold_internal.calls AS c
+           SET state = 'queued', worker_epoch = NULL, last_error = pg_catalog.left(s.message, 500),
+               throttled = c.throttled + CASE WHEN s.outcome = 'throttled' OR s.code = 'worker_ended' THEN 1 ELSE 0 END,
+               due_at = pg_catalog.clock_timestamp() + CASE WHEN s.code = 'worker_ended' THEN '0'
+                            ELSE leasehold_internal.retry_pause(s.attempts, base_ms, most_ms, s.retry_after_ms) END
+          FROM step AS s
+         WHERE s.verdict IS NULL AND c.company_id = s.company_id AND c.subject_id = s.id AND c.slot = 'command'
+    ), input AS (
+        INSERT INTO leasehold_internal.command_inputs (company_id, command_id, stdin, env)
+        SELECT s.company_id, s.id, s.params::jsonb ->> 'stdin', NULLIF(s.params::jsonb -> 'env', '{}')
+          FROM step AS s WHERE s.verdict IS NULL AND (s.params::jsonb ? 'stdin' OR s.params::jsonb -> 'env' <> '{}')
+    ), command AS (
+        UPDATE leasehold.commands AS k
+           SET status = CASE WHEN s.verdict IS NULL THEN 'queued' ELSE 'finished' END,
+               outcome = s.verdict,
+               started_at = CASE WHEN s.verdict IS NULL THEN NULL ELSE k.started_at END,
+               finished_at = CASE WHEN s.verdict IS NOT NULL THEN pg_catalog.clock_timestamp() END,
+               exit_code = CASE WHEN s.verdict IS NOT NULL THEN s.exit_code END,
+               signal = CASE WHEN s.verdict IS NOT NULL THEN s.signal END,
+               failure_code = CASE WHEN s.verdict = 'lost' AND s.outcome = 'ok' THEN 'no_exit_status'
+                                   WHEN s.verdict IN ('failed', 'lost', 'unknown') THEN s.code END,
+               failure_reason = CASE WHEN s.verdict = 'lost' AND s.outcome = 'ok' THEN 'the provider did not say how it ended'
+                                     WHEN s.verdict IN ('failed', 'lost', 'unknown') THEN s.message END,
+               stdout_bytes = s.stdout_bytes, stderr_bytes = s.stderr_bytes, output_truncated = s.truncated
+          FROM step AS s
+         WHERE k.company_id = s.company_id AND k.id = s.id
+        RETURNING k.*
+    ), over AS (
+        DELETE FROM leasehold_internal.calls AS c
+         USING command AS k
+         WHERE k.status = 'finished' AND c.company_id = k.company_id AND c.subject_id = k.id
+           AND (c.slot = 'command'
+                OR c.slot = 'cancel' AND c.state = 'queued' AND k.outcome NOT IN ('lost', 'unknown'))
+    ), cancel AS (
+        -- it may be running still, for nobody
+        INSERT INTO leasehold_internal.calls (company_id, subject_id, slot, operation, provider, shard, generation)
+        SELECT k.company_id, k.id, 'cancel', 'cancel_command', k.provider, leasehold_internal.shard_of(k.company_id), k.generation
+          FROM command AS k WHERE k.outcome IN ('lost', 'unknown')
+        ON CONFLICT DO NOTHING
+    ), lease AS (
+        UPDATE leasehold.leases AS l SET last_used_at = pg_catalog.clock_timestamp()
+          FROM (SELECT DISTINCT k.company_id, k.lease_id FROM command AS k) AS u
+         WHERE l.company_id = u.company_id AND l.id = u.lease_id AND l.status = 'active'
+    ), event AS (
+        INSERT INTO leasehold.audit_events (company_id, action, entity_type, entity_id, agent_id, issue_id, run_id, details)
+        SELECT k.company_id, 'environment.command_finished', 'command', k.id::text, k.agent_id, k.issue_id, k.run_id,
+               pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object('leaseId', k.lease_id, 'provider', k.provider,
+                   'outcome', k.outcome, 'exitCode', k.exit_code, 'signal', k.signal, 'failureCode', k.failure_code,
+                   'failureReason', k.failure_reason))
+          FROM command AS k WHERE k.status = 'finished'
+    )
+    SELECT a.company_id, a.id, CASE WHEN k.id IS NOT NULL THEN 'applied' WHEN a.locked = 0 THEN 'locked' ELSE 'stale' END
+      FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids), pg_catalog.unnest(v_locked))
+           AS a (company_id, id, locked)
+      LEFT JOIN command AS k ON k.company_id = a.company_id AND k.id = a.id;
+
+    PERFORM leasehold_internal.hurry_removal(company_ids, subject_ids);
+END
+$$;
+
+COMMENT ON FUNCTION leasehold_internal.complete_commands(bigint, uuid[], uuid[], text[], text[], text[], bigint[], integer[],
+        text[], boolean[], boolean[], boolean[], bigint[], bigint[], boolean[], text[], integer, integer, integer) IS
+    'Applies answers to commands';
+
+-- The removal of a lease's resource that waits for its commands need wait no
+-- longer when the last of them has ended.
+CREATE FUNCTION leasehold_internal.hurry_removal(company_ids uuid[], command_ids uuid[]) RETURNS void
+    LANGUAGE sql VOLATILE AS $$
+    UPDATE leasehold_internal.calls AS q SET due_at = pg_catalog.clock_timestamp()
+      FROM (SELECT DISTINCT l.company_id, l.id
+              FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(command_ids)) AS w (company_id, id)
+              JOIN leasehold.commands AS k ON k.company_id = w.company_id AND k.id = w.id
+              JOIN leasehold.leases AS l ON l.company_id = k.company_id AND l.id = k.lease_id
+             WHERE l.status IN ('releasing', 'pending_cleanup')
+               AND NOT EXISTS (SELECT FROM leasehold.commands AS o
+                                WHERE o.company_id = l.company_id AND o.lease_id = l.id AND o.status <> 'finished')) AS t
+     WHERE q.company_id = t.company_id AND q.subject_id = t.id AND q.slot = 'op' AND q.state = 'queued' AND q.attempts = 0
+$$;
+
+COMMENT ON FUNCTION leasehold_internal.hurry_removal(uuid[], uuid[]) IS
+    'Has resources removed whose last command has ended';
+
+-- Answers about commands that are to be ended.  What cannot be told to the
+-- provider is given up in the end: with the lease, the command ends anyway.
+CREATE FUNCTION leasehold_internal.complete_cancels(
+        epoch bigint, company_ids uuid[], subject_ids uuid[], outcomes text[], messages text[], retry_after_ms bigint[],
+        base_ms integer, most_ms integer, tries integer)
+    RETURNS void LANGUAGE plpgsql VOLATILE AS $$
+#variable_conflict use_column
+BEGIN
+    WITH answer AS (
+        SELECT c.company_id, c.subject_id, c.attempts, c.provider, a.message, a.retry_after_ms, a.outcome,
+               k.status = 'finished' AND k.outcome NOT IN ('lost', 'unknown') AS needless,
+               a.outcome IN ('ok', 'gone', 'failed') OR c.attempts >= tries AS over, k.lease_id
+          FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids), pg_catalog.unnest(outcomes),
+                          pg_catalog.unnest(messages), pg_catalog.unnest(retry_after_ms))
+               AS a (company_id, id, outcome, message, retry_after_ms)
+         CROSS JOIN LATERAL (SELECT * FROM leasehold_internal.calls AS x
+                              WHERE x.company_id = a.company_id AND x.subject_id = a.id AND x.slot = 'cancel' OFFSET 0) AS c
+         CROSS JOIN LATERAL (SELECT * FROM leasehold.commands AS x
+                              WHERE x.company_id = a.company_id AND x.id = a.id OFFSET 0) AS k
+         WHERE c.state = 'started' AND c.worker_epoch = epoch
+    ), done AS (
+        DELETE FROM leasehold_internal.calls AS c USING answer AS a
+         WHERE (a.over OR a.needless) AND c.company_id = a.company_id AND c.subject_id = a.subject_id AND c.slot = 'cancel'
+    ), later AS (
+        UPDATE leasehold_internal.calls AS c
+           SET state = 'queued', worker_epoch = NULL, crashes = 0, last_error = pg_catalog.left(a.message, 500),
+               due_at = pg_catalog.clock_timestamp()
+                        + leasehold_internal.retry_pause(a.attempts, base_ms, most_ms, a.retry_after_ms)
+          FROM answer AS a
+         WHERE NOT a.over AND NOT a.needless
+           AND c.company_id = a.company_id AND c.subject_id = a.subject_id AND c.slot = 'cancel'
+    )
+    INSERT INTO leasehold.audit_events (company_id, action, entity_type, entity_id, details)
+    SELECT a.company_id, 'environment.command_cancel_failed', 'command', a.subject_id::text,
+           pg_catalog.jsonb_build_object('leaseId', a.lease_id, 'provider', a.provider, 'failureReason', a.message)
+      FROM answer AS a WHERE a.over AND NOT a.needless AND a.outcome NOT IN ('ok', 'gone');
+END
+$$;
+
+COMMENT ON FUNCTION leasehold_internal.complete_cancels(bigint, uuid[], uuid[], text[], text[], bigint[], integer, integer,
+                                                       integer) IS
+    'Applies answers about commands that are to be ended';
+
+-- Commands that no live worker has, though one took them: nobody sees their end
+-- any more.  The provider is told to end them.  Those for which the dispatch
+-- table has nothing, as after a restore, are the same.
+CREATE FUNCTION leasehold_internal.lose_commands(live_epochs bigint[], shards smallint[], started_before timestamptz)
+    RETURNS integer LANGUAGE plpgsql VOLATILE AS $$
+#variable_conflict use_column
+DECLARE
+    v_count integer;
+BEGIN
+    WITH target AS (
+        SELECT k.company_id, k.id, c.subject_id IS NOT NULL AS was_called
+          FROM (SELECT x.company_id, x.id FROM leasehold.commands AS x WHERE x.status <> 'finished') AS w
+          LEFT JOIN leasehold_internal.calls AS c ON c.company_id = w.company_id AND c.subject_id = w.id AND c.slot = 'command'
+         CROSS JOIN LATERAL (SELECT * FROM leasehold.commands AS x
+                              WHERE x.company_id = w.company_id AND x.id = w.id FOR NO KEY UPDATE SKIP LOCKED) AS k
+         WHERE leasehold_internal.shard_of(k.company_id) = ANY (shards) AND k.status <> 'finished'
+           AND CASE WHEN c.subject_id IS NULL THEN k.requested_at <= started_before
+                    ELSE c.state = 'started' AND (c.started_at <= started_before OR c.started_at IS NULL)
+                         AND NOT COALESCE(c.worker_epoch = ANY (live_epochs), false) END
+    ), command AS (
+        UPDATE leasehold.commands AS k
+           SET status = 'finished', finished_at = pg_catalog.clock_timestamp(),
+               outcome = CASE WHEN EXISTS (SELECT FROM leasehold.command_output AS o
+                                            WHERE o.company_id = k.company_id AND o.command_id = k.id)
+                              THEN 'lost' ELSE 'unknown' END,
+               failure_code = CASE WHEN t.was_called THEN 'worker_ended' ELSE 'dispatch_lost' END,
+               failure_reason = CASE WHEN t.was_called THEN 'the worker ended before the answer came'
+                                     ELSE 'the database was restored meanwhile' END
+          FROM target AS t WHERE k.company_id = t.company_id AND k.id = t.id
+        RETURNING k.*
+    ), call AS (
+        DELETE FROM leasehold_internal.calls AS c
+         USING command AS k WHERE c.company_id = k.company_id AND c.subject_id = k.id AND c.slot = 'command'
+    ), input AS (
+        DELETE FROM leasehold_internal.command_inputs AS i
+         USING command AS k WHERE i.company_id = k.company_id AND i.command_id = k.id
+    ), cancel AS (
+        INSERT INTO leasehold_internal.calls (company_id, subject_id, slot, operation, provider, shard, generation)
+        SELECT k.company_id, k.id, 'cancel', 'cancel_command', k.provider, leasehold_internal.shard_of(k.company_id), k.generation
+          FROM command AS k
+        ON CONFLICT DO NOTHING
+    ), event AS (
+        INSERT INTO leasehold.audit_events (company_id, action, entity_type, entity_id, agent_id, issue_id, run_id, details)
+        SELECT k.company_id, 'environment.command_finished', 'command', k.id::text, k.agent_id, k.issue_id, k.run_id,
+               pg_catalog.jsonb_build_object('leaseId', k.lease_id, 'provider', k.provider, 'outcome', k.outcome,
+                   'failureCode', k.failure_code, 'failureReason', k.failure_reason)
+          FROM command AS k
+    )
+    SELECT pg_catalog.count(*) INTO v_count FROM command;
+    RETURN v_count;
+END
+$$;
+
+COMMENT ON FUNCTION leasehold_internal.lose_commands(bigint[], smallint[], timestamptz) IS
+    'Ends commands that no live worker has, as lost or of unknown outcome';
+
+CREATE OR REPLACE FUNCTION leasehold_internal.reset_breaker(provider text) RETURNS boolean LANGUAGE plpgsql VOLATILE AS $$
+BEGIN
+    PERFORM leasehold_internal.enter_admin();
+    -- plugins themselves, and commands, have names of their own, as status() shows them
+    PERFORM FROM leasehold.plugins AS g WHERE provider = 'plugin:' || g.key;
+    IF NOT FOUND THEN
+        PERFORM leasehold_internal.require_provider(pg_catalog.regexp_replace(provider, '^commands:', ''));
+    END IF;
+    PERFORM leasehold_internal.record(leasehold_internal.no_company(), 'provider.breaker_reset', 'provider', provider);
+    RETURN leasehold_internal.request_breaker_reset(provider);
+END
+$$;
+
+-- Housekeeping: plain functions whose clock the worker is.
+
+-- The worker does each duty in a transaction of its own, so that one that cannot be
+-- done does not keep the others from being done.
+CREATE OR REPLACE FUNCTION leasehold_internal.housekeep(
+        duty text, shards smallint[], lease_days integer, audit_days integer, reconcile_seconds integer)
+    RETURNS boolean LANGUAGE plpgsql VOLATILE AS $$
+#variable_conflict use_column
+DECLARE
+    v_count integer;
+BEGIN
+    CASE duty
+    WHEN 'partitions' THEN
+        IF 0 = ANY (shards) THEN
+            BEGIN
+                PERFORM leasehold_internal.make_audit_partitions();
+                PERFORM leasehold_internal.drop_audit_partitions(pg_catalog.make_interval(days => audit_days));
+            EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
+                RAISE LOG 'leasehold: partitions of the audit trail have to wait, as somebody uses it: %', SQLERRM;
+            END;
+        END IF;
+    -- in batches, and what a user has locked another time
+    WHEN 'idempotency_keys' THEN
+        IF 0 = ANY (shards) THEN
+            DELETE FROM leasehold_internal.idempotency_keys AS k
+             USING (SELECT x.company_id, x.function_name, x.key FROM leasehold_internal.idempotency_keys AS x
+                     WHERE x.created_at < pg_catalog.now() - interval '24 hours'
+                     LIMIT 10000 FOR UPDATE SKIP LOCKED) AS o
+             WHERE k.company_id = o.company_id AND k.function_name = o.function_name AND k.key = o.key;
+            GET DIAGNOSTICS v_count = ROW_COUNT;
+            RETURN v_count = 10000;
+        END IF;
+    WHEN 'leases' THEN
+        WITH old AS (
+            SELECT l.company_id, l.id FROM leasehold.leases AS l
+             WHERE l.ended_at < pg_catalog.now() - pg_catalog.make_interval(days => lease_days)
+               AND l.status IN ('released', 'expired', 'failed', 'forgotten', 'written_off')
+               AND leasehold_internal.shard_of(l.company_id) = ANY (shards)
+             LIMIT 1000 FOR UPDATE SKIP LOCKED
+        )
+        DELETE FROM leasehold.leases AS l USING old AS o WHERE l.company_id = o.company_id AND l.id = o.id;
+        GET DIAGNOSTICS v_count = ROW_COUNT;
+        RETURN v_count = 1000;
+    WHEN 'output' THEN
+        WITH old AS (
+            SELECT c.company_id, c.id FROM leasehold.commands AS c
+             WHERE c.status = 'finished' AND c.output_removed_at IS NULL
+               AND c.finished_at < pg_catalog.now()
+                   - pg_catalog.make_interval(days => pg_catalog.current_setting('leasehold.output_retention')::integer)
+               AND leasehold_internal.shard_of(c.company_id) = ANY (shards)
+             LIMIT 100 FOR NO KEY UPDATE SKIP LOCKED
+        ), gone AS (
+            DELETE FROM leasehold.command_output AS o USING old AS c WHERE o.company_id = c.company_id AND o.command_id = c.id
+        )
+        UPDATE leasehold.commands AS c SET output_removed_at = pg_catalog.now()
+          FROM old AS o WHERE c.company_id = o.company_id AND c.id = o.id;
+        GET DIAGNOSTICS v_count = ROW_COUNT;
+        RETURN v_count = 100;
+    WHEN 'places' THEN
+        PERFORM leasehold_internal.give_places(limits_changed => true);
+    WHEN 'takeover' THEN
+        -- what recover_calls() had to leave, as somebody had it locked
+        PERFORM leasehold_internal.take_over_calls(
+            ARRAY(SELECT w.epoch FROM leasehold_internal.worker_states() AS w WHERE w.pid IS NOT NULL), shards,
+            pg_catalog.current_setting('leasehold.crash_limit')::integer, true, pg_catalog.now() - interval '1 minute');
+    WHEN 'rebuild' THEN
+        PERFORM leasehold_internal.rebuild_calls(shards);
+    WHEN 'reconcile' THEN
+        PERFORM leasehold_internal.revive_quarantined(shards);
+        IF reconcile_seconds > 0 THEN
+            PERFORM leasehold_internal.ensure_reconciles(shards, pg_catalog.make_interval(secs => reconcile_seconds));
+        ELSE
+            DELETE FROM leasehold_internal.calls AS c
+             USING (SELECT x.company_id, x.subject_id, x.slot FROM leasehold_internal.calls AS x
+                     WHERE x.operation = 'reconcile' AND x.state = 'queued' AND x.shard = ANY (shards)
+                       FOR UPDATE SKIP LOCKED) AS o
+             WHERE c.company_id = o.company_id AND c.subject_id = o.subject_id AND c.slot = o.slot;
+        END IF;
+    END CASE;
+    RETURN false;
 END
 $$;
 
@@ -54,11 +1385,17 @@ BEGIN
 END
 $$;
 
+GRANT SELECT ON leasehold.commands, leasehold.command_output TO leasehold_admin, leasehold_app, leasehold_auditor;
+
 -- in every upgrade
 GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA leasehold_internal TO leasehold_worker;
 
 -- in every upgrade
 GRANT SELECT ON ALL TABLES IN SCHEMA leasehold TO leasehold_worker;
+
+GRANT INSERT, UPDATE ON leasehold.commands, leasehold.command_output TO leasehold_worker;
+
+GRANT DELETE ON leasehold.command_output TO leasehold_worker;
 
 -- in every upgrade
 GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA leasehold_internal TO leasehold_worker;
@@ -68,6 +1405,10 @@ REVOKE EXECUTE ON FUNCTION leasehold_internal.publish(regproc, text, text, text[
     leasehold_internal.protect(regclass, text, text),
     leasehold_internal.revoke_all(text, text, aclitem[]), leasehold_internal.guard_drop(),
     leasehold_internal.announce_extension() FROM leasehold_worker;
+
+SELECT pg_catalog.pg_extension_config_dump('leasehold.commands'::pg_catalog.regclass, '');
+
+SELECT pg_catalog.pg_extension_config_dump('leasehold.command_output'::pg_catalog.regclass, '');
 
 -- in every upgrade
 SELECT leasehold_internal.announce_extension();

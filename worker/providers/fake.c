@@ -26,6 +26,7 @@
 #include "utils/memutils.h"
 
 #include "event_loop.h"
+#include "fake_command.h"
 #include "provider.h"
 #include "worker.h"
 
@@ -70,6 +71,8 @@ const Provider fake_provider = {
 	.release = fake_remove,
 	.destroy = fake_remove,
 	.find = fake_find,
+	.execute = fake_command_execute,
+	.cancel = fake_command_cancel,
 };
 
 static void

@@ -281,6 +281,8 @@ judge_result(Call *call, const RpcAnswer *answer)
 		case METHOD_INITIALIZE:
 			take_methods(call, answer->result);
 			break;
+		case METHOD_EXECUTE:
+		case METHOD_CANCEL:
 		case METHOD_RELEASE:
 		case METHOD_DESTROY:
 			/* whatever it says: it did not say no */

@@ -65,6 +65,10 @@ start_of(const Provider *provider, CallMethod method)
 			return provider->find;
 		case METHOD_LIST:
 			return provider->list;
+		case METHOD_EXECUTE:
+			return provider->execute;
+		case METHOD_CANCEL:
+			return provider->cancel;
 	}
 	return NULL;
 }

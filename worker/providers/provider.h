@@ -25,6 +25,8 @@ typedef struct Provider
 	ProviderStart destroy;
 	ProviderStart find;			/* by lease id and generation */
 	ProviderStart list;			/* by label */
+	ProviderStart execute;		/* a command; its output goes to command_output_add() */
+	ProviderStart cancel;		/* a command that is out, or was left by another worker */
 	bool		(*withdraw) (Call *call);	/* NULL: cannot be told */
 } Provider;
 
