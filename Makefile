@@ -14,11 +14,14 @@ DATA         = $(RELEASED) $(wildcard extension/upgrades/leasehold--*.sql)
 ifeq ($(filter %/leasehold--$(EXTVERSION).sql,$(RELEASED)),)
 DATA_built   = extension/leasehold--$(EXTVERSION).sql
 endif
-PG_CPPFLAGS  = -Iextension -Iworker -DLEASEHOLD_VERSION=\"$(EXTVERSION)\"
+PG_CPPFLAGS  = -Iextension -Iworker -Isandbox -DLEASEHOLD_VERSION=\"$(EXTVERSION)\"
 PG_CFLAGS    = -std=gnu11 -Wextra -Wno-unused-parameter -Wno-missing-field-initializers \
                -Wno-declaration-after-statement -fvisibility=hidden
 SHLIB_LINK   = -lcurl -ljansson -Wl,-z,relro,-z,now
-EXTRA_CLEAN  = extension/leasehold--$(EXTVERSION).sql
+EXTRA_CLEAN  = extension/leasehold--$(EXTVERSION).sql $(SANDBOX)
+
+# A program of its own: what runs outside of the server.
+SANDBOX      = sandbox/leasehold_sandbox
 
 ifneq ($(SANITIZE),)
 PG_CFLAGS   += -fsanitize=$(SANITIZE) -fno-omit-frame-pointer
@@ -81,5 +84,17 @@ include $(PGXS)
 extension/leasehold--$(EXTVERSION).sql: $(API)
 	cat $^ > $@
 
-$(OBJS): Makefile $(wildcard extension/*.h worker/*.h worker/providers/*.h)
+$(OBJS): Makefile $(wildcard extension/*.h worker/*.h worker/providers/*.h sandbox/*.h)
+
+all: $(SANDBOX)
+$(SANDBOX): $(SANDBOX).c Makefile $(wildcard sandbox/*.h)
+	$(CC) $(CFLAGS) -Isandbox -fPIE -pie -Wl,-z,relro,-z,now -o $@ $<
+
+install: install-sandbox
+install-sandbox: $(SANDBOX) installdirs
+	$(INSTALL_PROGRAM) $(SANDBOX) '$(DESTDIR)$(pkglibdir)/'
+uninstall: uninstall-sandbox
+uninstall-sandbox:
+	rm -f '$(DESTDIR)$(pkglibdir)/leasehold_sandbox'
+.PHONY: install-sandbox uninstall-sandbox
 endif

@@ -41,6 +41,12 @@ int			setting_audit_retention = 400;
 char	   *setting_token_directory = NULL;
 char	   *setting_ca_file = NULL;
 char	   *setting_host_identity = NULL;
+bool		setting_bubblewrap = false;
+char	   *setting_bubblewrap_program = NULL;
+char	   *setting_bubblewrap_directory = NULL;
+bool		setting_bubblewrap_data_filesystem = false;
+char	   *setting_bubblewrap_read_only = NULL;
+int			setting_bubblewrap_free_memory = 512;
 bool		setting_allow_fake_provider = false;
 bool		setting_allow_drop = false;
 
@@ -64,6 +70,8 @@ static const IntSetting int_settings[] = {
 	&setting_breaker_cooldown, 10, 3600000, PGC_SIGHUP, GUC_UNIT_MS},
 	{"leasehold.breaker_threshold", "Consecutive failures that open a provider's circuit breaker.",
 	&setting_breaker_threshold, 1, 10000, PGC_SIGHUP, 0},
+	{"leasehold.bubblewrap_free_memory", "Memory that must stay available when a sandbox's workspace is made.",
+	&setting_bubblewrap_free_memory, 0, 1048576, PGC_SIGHUP, GUC_UNIT_MB},
 	{"leasehold.cleanup_attempts", "Tries to remove a resource before its lease is irrevocable.",
 	&setting_cleanup_attempts, 1, 100, PGC_SIGHUP, 0},
 	{"leasehold.connect_timeout", "Time limit for connecting to a provider, name resolution included.",
@@ -131,6 +139,29 @@ settings_define(void)
 							 "Allows environments to use the built-in provider for tests.",
 							 NULL, &setting_allow_fake_provider, false, PGC_SIGHUP, 0,
 							 NULL, NULL, NULL);
+	DefineCustomBoolVariable("leasehold.bubblewrap",
+							 "Allows sandboxes on this host, for the companies that are given the provider.",
+							 NULL, &setting_bubblewrap, false, PGC_SIGHUP, 0,
+							 NULL, NULL, NULL);
+	DefineCustomBoolVariable("leasehold.bubblewrap_data_filesystem",
+							 "Allows leasehold.bubblewrap_directory on the file system of the data directory.",
+							 NULL, &setting_bubblewrap_data_filesystem, false, PGC_SIGHUP, 0,
+							 NULL, NULL, NULL);
+	DefineCustomStringVariable("leasehold.bubblewrap_directory",
+							   "Directory for the mount points of sandboxes' workspaces.",
+							   NULL,
+							   &setting_bubblewrap_directory, "", PGC_SIGHUP, GUC_SUPERUSER_ONLY,
+							   NULL, NULL, NULL);
+	DefineCustomStringVariable("leasehold.bubblewrap_program",
+							   "The program bubblewrap.",
+							   NULL,
+							   &setting_bubblewrap_program, "/usr/bin/bwrap", PGC_SIGHUP, GUC_SUPERUSER_ONLY,
+							   NULL, NULL, NULL);
+	DefineCustomStringVariable("leasehold.bubblewrap_read_only",
+							   "More paths of this host that sandboxes may read, separated by colons.",
+							   NULL,
+							   &setting_bubblewrap_read_only, "", PGC_SIGHUP, GUC_SUPERUSER_ONLY,
+							   NULL, NULL, NULL);
 	DefineCustomStringVariable("leasehold.ca_file",
 							   "File with the certificate authorities that providers' certificates are checked against.",
 							   "Empty for the system's own.",

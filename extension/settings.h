@@ -34,6 +34,14 @@ extern char *setting_token_directory;
 extern char *setting_ca_file;
 extern char *setting_host_identity;
 
+/* sandboxes on this host */
+extern bool setting_bubblewrap;
+extern char *setting_bubblewrap_program;
+extern char *setting_bubblewrap_directory;
+extern bool setting_bubblewrap_data_filesystem;
+extern char *setting_bubblewrap_read_only;
+extern int	setting_bubblewrap_free_memory;
+
 /* policy */
 extern bool setting_allow_fake_provider;
 extern bool setting_allow_drop;

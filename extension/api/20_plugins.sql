@@ -38,6 +38,10 @@ INSERT INTO leasehold.providers (key, kind, display_name, description, supports_
 VALUES ('fake', 'sandbox_provider', 'Fake',
         'Built in, deterministic, does nothing: for tests; needs leasehold.allow_fake_provider', true);
 
+INSERT INTO leasehold.providers (key, kind, display_name, description, supports_reusable_leases)
+VALUES ('bubblewrap', 'sandbox_provider', 'Bubblewrap',
+        'Built in: sandboxes on the server''s own host; needs leasehold.bubblewrap, and allow_provider() for each company', true);
+
 CREATE TABLE leasehold.provider_access (
     company_id uuid NOT NULL REFERENCES leasehold.companies,
     provider   leasehold.object_key NOT NULL,
@@ -46,8 +50,21 @@ CREATE TABLE leasehold.provider_access (
     PRIMARY KEY (company_id, provider)
 );
 COMMENT ON TABLE leasehold.provider_access IS
-    'Exceptions to who may use a provider; without one, plugins'' providers may be used by every company';
+    'Who may use a provider, if it is not as usual: "bubblewrap" may be used by nobody then, others by every company';
 SELECT leasehold_internal.protect('leasehold.provider_access', 'viewer');
+
+CREATE FUNCTION leasehold_internal.may_use_provider(company_id uuid, provider text) RETURNS boolean
+    LANGUAGE sql STABLE AS $$
+    SELECT COALESCE((SELECT a.allowed FROM leasehold.provider_access AS a
+                      WHERE a.company_id = may_use_provider.company_id AND a.provider = may_use_provider.provider),
+                    may_use_provider.provider <> 'bubblewrap')
+$$;
+COMMENT ON FUNCTION leasehold_internal.may_use_provider(uuid, text) IS 'Whether a company was given, or not denied, a provider';
+
+CREATE FUNCTION leasehold_internal.sandbox_problem() RETURNS text
+    LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'leasehold_sandbox_problem';
+COMMENT ON FUNCTION leasehold_internal.sandbox_problem() IS
+    'What keeps this host from running sandboxes of the provider "bubblewrap", or NULL';
 
 -- Plugins and providers tell workers when they change.
 CREATE TRIGGER plugins_changed AFTER INSERT OR UPDATE OR DELETE ON leasehold.plugins
@@ -481,9 +498,7 @@ DECLARE
     v_plugin leasehold.plugins;
 BEGIN
     PERFORM leasehold_internal.require_provider(provider);
-    IF EXISTS (SELECT FROM leasehold.provider_access AS a
-                WHERE a.company_id = require_usable_provider.company_id
-                  AND a.provider = require_usable_provider.provider AND NOT a.allowed) THEN
+    IF NOT leasehold_internal.may_use_provider(require_usable_provider.company_id, require_usable_provider.provider) THEN
         PERFORM leasehold_internal.refuse('provider_forbidden',
             pg_catalog.format('the company may not use provider "%s"', provider),
             'An administrator can change this with allow_provider().');
@@ -492,6 +507,13 @@ BEGIN
         IF NOT pg_catalog.current_setting('leasehold.allow_fake_provider')::boolean THEN
             PERFORM leasehold_internal.refuse('provider_forbidden', 'provider "fake" is for tests only',
                 'Turn on leasehold.allow_fake_provider on a server that is for tests.');
+        END IF;
+        RETURN;
+    END IF;
+    IF provider = 'bubblewrap' THEN
+        IF NOT pg_catalog.current_setting('leasehold.bubblewrap')::boolean THEN
+            PERFORM leasehold_internal.refuse('provider_forbidden', 'sandboxes on the server''s own host are not allowed',
+                'An administrator of the server can turn on leasehold.bubblewrap.');
         END IF;
         RETURN;
     END IF;

@@ -94,6 +94,7 @@ BEGIN
         WHEN config ? 'reuseLease' AND pg_catalog.jsonb_typeof(config -> 'reuseLease') <> 'boolean'
             THEN 'reuseLease must be true or false'
         WHEN provider = 'fake' THEN leasehold_internal.fake_config_problem(config)
+        WHEN provider = 'bubblewrap' THEN leasehold_internal.bubblewrap_config_problem(config)
         END;
     IF v_problem IS NOT NULL THEN
         PERFORM leasehold_internal.refuse('config_invalid', 'the configuration is not valid: ' || v_problem);
@@ -102,6 +103,23 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION leasehold_internal.check_config(text, jsonb) IS 'Refuses a configuration that its provider cannot have';
+
+-- What a sandbox on the server's own host gets; see docs/sandbox.md.
+CREATE FUNCTION leasehold_internal.bubblewrap_config_problem(config jsonb) RETURNS text
+    LANGUAGE sql IMMUTABLE AS $$
+    SELECT CASE
+        WHEN k.key NOT IN ('workspaceMb', 'memoryMb', 'processes', 'fileMb', 'cpuSeconds', 'timeoutMs', 'reuseLease')
+            THEN pg_catalog.format('unknown key "%s"', pg_catalog.left(k.key, 60))
+        WHEN k.key NOT IN ('timeoutMs', 'reuseLease')
+             AND (pg_catalog.jsonb_typeof(k.value) <> 'number'
+                  OR (k.value #>> '{}')::numeric NOT BETWEEN 1 AND 1048576 OR (k.value #>> '{}')::numeric % 1 <> 0)
+            THEN pg_catalog.format('%s must be a whole number from 1 to 1048576', k.key)
+        END AS problem
+    FROM pg_catalog.jsonb_each(config) AS k
+    ORDER BY 1 NULLS LAST LIMIT 1
+$$;
+COMMENT ON FUNCTION leasehold_internal.bubblewrap_config_problem(jsonb) IS
+    'What is wrong with the configuration of an environment of sandboxes on this host, or NULL';
 
 -- The fake provider's knobs; see docs/providers.md.
 CREATE FUNCTION leasehold_internal.fake_config_problem(config jsonb) RETURNS text

@@ -22,8 +22,7 @@ CREATE VIEW leasehold_internal.environment_facts AS
     SELECT e.company_id, e.key, e.id, e.provider, e.status, e.config_version,
            COALESCE(g.version, '') AS provider_version, g.status AS plugin_status, c.status AS company_status,
            p.supports_reusable_leases AS reusable,
-           EXISTS (SELECT FROM leasehold.provider_access AS x
-                    WHERE x.company_id = e.company_id AND x.provider = e.provider AND NOT x.allowed) AS forbidden,
+           NOT leasehold_internal.may_use_provider(e.company_id, e.provider) AS forbidden,
            COALESCE((k.config ->> 'reuseLease')::boolean, false) AS wants_reuse
       FROM leasehold_internal.environments AS e
       JOIN leasehold.companies AS c ON c.id = e.company_id
@@ -143,7 +142,7 @@ BEGIN
             pg_catalog.format('environment "%s" is archived', environment));
     ELSIF v_environment.company_status <> 'active' THEN
         PERFORM leasehold_internal.require_active_company(v_company);
-    ELSIF v_environment.forbidden OR v_environment.plugin_status = 'disabled' OR v_environment.provider = 'fake'
+    ELSIF v_environment.forbidden OR v_environment.plugin_status = 'disabled' OR v_environment.provider IN ('fake', 'bubblewrap')
           OR v_environment.reusable IS NULL THEN
         PERFORM leasehold_internal.require_usable_provider(v_company, v_environment.provider);
     END IF;

@@ -12,8 +12,8 @@ CREATE FUNCTION leasehold_internal.swept_environments(shards smallint[])
            pg_catalog.jsonb_build_object('environmentId', e.id, 'configVersion', e.config_version)
       FROM leasehold_internal.environments AS e
       JOIN leasehold.providers AS p ON p.key = e.provider
-      JOIN leasehold.plugins AS g ON g.key = p.plugin_key
-     WHERE 'environmentListLeases' = ANY (g.supported_methods) AND g.status <> 'disabled'
+      LEFT JOIN leasehold.plugins AS g ON g.key = p.plugin_key
+     WHERE (p.key = 'bubblewrap' OR 'environmentListLeases' = ANY (g.supported_methods) AND g.status <> 'disabled')
        AND leasehold_internal.shard_of(e.company_id) = ANY (shards)
 $$;
 COMMENT ON FUNCTION leasehold_internal.swept_environments(smallint[]) IS

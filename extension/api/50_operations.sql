@@ -326,6 +326,19 @@ BEGIN
            'Call resume_worker() to take new leases again.'::text
       FROM leasehold_internal.installation AS i WHERE i.draining AND v_hold IS NULL AND NOT v_standby;
     RETURN QUERY
+    SELECT 'error'::text, 'sandboxes_unavailable'::text, 'no sandbox can be made on this host: ' || p.problem,
+           'See docs/sandbox.md for what it takes.'::text
+      FROM leasehold_internal.sandbox_problem() AS p (problem)
+     WHERE p.problem IS NOT NULL AND (pg_catalog.current_setting('leasehold.bubblewrap')::boolean
+           OR EXISTS (SELECT FROM leasehold_internal.environments AS e
+                       WHERE e.provider = 'bubblewrap' AND e.status = 'active'
+                         AND leasehold_internal.may_use_provider(e.company_id, e.provider)));
+    RETURN QUERY
+    SELECT 'notice'::text, 'sandboxes_without_cgroups'::text,
+           'sandboxes on this host: memory is limited for each process, not for a sandbox as a whole; processes, file sizes and workspaces are limited for the whole'::text,
+           'Keep memoryMb times processes below what the host can spare, or run the server where memory is limited.'::text
+     WHERE pg_catalog.current_setting('leasehold.bubblewrap')::boolean AND leasehold_internal.sandbox_problem() IS NULL;
+    RETURN QUERY
     SELECT 'warning'::text, 'member_dangling'::text,
            pg_catalog.format('the membership of role "%s" in company "%s" is not valid here', m.role_name, c.key),
            'If it is the same role, call repair_members(); else revoke_company().'::text

@@ -36,6 +36,28 @@ CREATE DOMAIN leasehold.output_stream AS text COLLATE "C"
 
 COMMENT ON DOMAIN leasehold.output_stream IS 'Where output came from; a notice is Leasehold''s own, as of output that was cut';
 
+INSERT INTO leasehold.providers (key, kind, display_name, description, supports_reusable_leases)
+VALUES ('bubblewrap', 'sandbox_provider', 'Bubblewrap',
+        'Built in: sandboxes on the server''s own host; needs leasehold.bubblewrap, and allow_provider() for each company', true);
+
+COMMENT ON TABLE leasehold.provider_access IS
+    'Who may use a provider, if it is not as usual: "bubblewrap" may be used by nobody then, others by every company';
+
+CREATE FUNCTION leasehold_internal.may_use_provider(company_id uuid, provider text) RETURNS boolean
+    LANGUAGE sql STABLE AS $$
+    SELECT COALESCE((SELECT a.allowed FROM leasehold.provider_access AS a
+                      WHERE a.company_id = may_use_provider.company_id AND a.provider = may_use_provider.provider),
+                    may_use_provider.provider <> 'bubblewrap')
+$$;
+
+COMMENT ON FUNCTION leasehold_internal.may_use_provider(uuid, text) IS 'Whether a company was given, or not denied, a provider';
+
+CREATE FUNCTION leasehold_internal.sandbox_problem() RETURNS text
+    LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'leasehold_sandbox_problem';
+
+COMMENT ON FUNCTION leasehold_internal.sandbox_problem() IS
+    'What keeps this host from running sandboxes of the provider "bubblewrap", or NULL';
+
 -- The same after somebody has seen to it: what failed before does not hold it back.
 CREATE OR REPLACE FUNCTION leasehold_internal.speak_anew(plugin text) RETURNS void
     LANGUAGE plpgsql VOLATILE AS $$
@@ -48,6 +70,92 @@ BEGIN
     PERFORM leasehold_internal.queue_initialize(plugin);
 END
 $$;
+
+-- Refuses unless the company may make or use environments of the provider.
+CREATE OR REPLACE FUNCTION leasehold_internal.require_usable_provider(company_id uuid, provider text) RETURNS void
+    LANGUAGE plpgsql STABLE AS $$
+DECLARE
+    v_plugin leasehold.plugins;
+BEGIN
+    PERFORM leasehold_internal.require_provider(provider);
+    IF NOT leasehold_internal.may_use_provider(require_usable_provider.company_id, require_usable_provider.provider) THEN
+        PERFORM leasehold_internal.refuse('provider_forbidden',
+            pg_catalog.format('the company may not use provider "%s"', provider),
+            'An administrator can change this with allow_provider().');
+    END IF;
+    IF provider = 'fake' THEN
+        IF NOT pg_catalog.current_setting('leasehold.allow_fake_provider')::boolean THEN
+            PERFORM leasehold_internal.refuse('provider_forbidden', 'provider "fake" is for tests only',
+                'Turn on leasehold.allow_fake_provider on a server that is for tests.');
+        END IF;
+        RETURN;
+    END IF;
+    IF provider = 'bubblewrap' THEN
+        IF NOT pg_catalog.current_setting('leasehold.bubblewrap')::boolean THEN
+            PERFORM leasehold_internal.refuse('provider_forbidden', 'sandboxes on the server''s own host are not allowed',
+                'An administrator of the server can turn on leasehold.bubblewrap.');
+        END IF;
+        RETURN;
+    END IF;
+    SELECT g.* INTO v_plugin FROM leasehold.plugins AS g
+      JOIN leasehold.providers AS p ON p.plugin_key = g.key WHERE p.key = provider;
+    IF v_plugin.status = 'disabled' THEN
+        PERFORM leasehold_internal.refuse('provider_unusable',
+            pg_catalog.format('provider "%s" cannot be used: its plugin is disabled', provider),
+            'An administrator can change this with enable_plugin().',
+            pg_catalog.jsonb_build_object('pluginStatus', v_plugin.status));
+    END IF;
+END
+$$;
+
+-- Refuses a configuration that its provider cannot have.  What a plugin says of
+-- its own configuration comes with its schema.
+CREATE OR REPLACE FUNCTION leasehold_internal.check_config(provider text, config jsonb) RETURNS jsonb
+    LANGUAGE plpgsql STABLE AS $$
+DECLARE
+    v_problem text;
+    -- what we tell a provider beside its configuration, and read back
+    v_ours    text := (SELECT pg_catalog.min(k) FROM pg_catalog.unnest(ARRAY['driver', 'executionWorkspaceMode', 'pluginId',
+                           'pluginKey', 'provider', 'providerMetadata', 'sandboxProviderPlugin', 'shellCommand']) AS k
+                        WHERE config ? k);
+BEGIN
+    PERFORM leasehold_internal.check_object('config', config, 262144);
+    v_problem := CASE
+        WHEN v_ours = 'provider' THEN 'it must not contain "provider": the environment has its own'
+        WHEN v_ours IS NOT NULL THEN pg_catalog.format('it must not contain "%s", which is not the provider''s', v_ours)
+        WHEN config ? 'timeoutMs' AND (pg_catalog.jsonb_typeof(config -> 'timeoutMs') <> 'number'
+              OR (config ->> 'timeoutMs')::numeric NOT BETWEEN 1 AND 86400000
+              OR (config ->> 'timeoutMs')::numeric % 1 <> 0)
+            THEN 'timeoutMs must be a whole number from 1 to 86400000'
+        WHEN config ? 'reuseLease' AND pg_catalog.jsonb_typeof(config -> 'reuseLease') <> 'boolean'
+            THEN 'reuseLease must be true or false'
+        WHEN provider = 'fake' THEN leasehold_internal.fake_config_problem(config)
+        WHEN provider = 'bubblewrap' THEN leasehold_internal.bubblewrap_config_problem(config)
+        END;
+    IF v_problem IS NOT NULL THEN
+        PERFORM leasehold_internal.refuse('config_invalid', 'the configuration is not valid: ' || v_problem);
+    END IF;
+    RETURN config;
+END
+$$;
+
+-- What a sandbox on the server's own host gets; see docs/sandbox.md.
+CREATE FUNCTION leasehold_internal.bubblewrap_config_problem(config jsonb) RETURNS text
+    LANGUAGE sql IMMUTABLE AS $$
+    SELECT CASE
+        WHEN k.key NOT IN ('workspaceMb', 'memoryMb', 'processes', 'fileMb', 'cpuSeconds', 'timeoutMs', 'reuseLease')
+            THEN pg_catalog.format('unknown key "%s"', pg_catalog.left(k.key, 60))
+        WHEN k.key NOT IN ('timeoutMs', 'reuseLease')
+             AND (pg_catalog.jsonb_typeof(k.value) <> 'number'
+                  OR (k.value #>> '{}')::numeric NOT BETWEEN 1 AND 1048576 OR (k.value #>> '{}')::numeric % 1 <> 0)
+            THEN pg_catalog.format('%s must be a whole number from 1 to 1048576', k.key)
+        END AS problem
+    FROM pg_catalog.jsonb_each(config) AS k
+    ORDER BY 1 NULLS LAST LIMIT 1
+$$;
+
+COMMENT ON FUNCTION leasehold_internal.bubblewrap_config_problem(jsonb) IS
+    'What is wrong with the configuration of an environment of sandboxes on this host, or NULL';
 
 COMMENT ON COLUMN leasehold.limits.value IS 'A number; seconds for lease_ttl_max, bytes for output_bytes';
 
@@ -104,6 +212,158 @@ $$;
 
 COMMENT ON COLUMN leasehold_internal.calls.slot IS
     'op: a call about a lease, a stray or a plugin; sweep: of an environment; command: it is carried out; cancel: and ended before its time; timer, run_timer: the deadline of a lease or run';
+
+-- What a request must know of its environment.
+CREATE OR REPLACE VIEW leasehold_internal.environment_facts AS
+    SELECT e.company_id, e.key, e.id, e.provider, e.status, e.config_version,
+           COALESCE(g.version, '') AS provider_version, g.status AS plugin_status, c.status AS company_status,
+           p.supports_reusable_leases AS reusable,
+           NOT leasehold_internal.may_use_provider(e.company_id, e.provider) AS forbidden,
+           COALESCE((k.config ->> 'reuseLease')::boolean, false) AS wants_reuse
+      FROM leasehold_internal.environments AS e
+      JOIN leasehold.companies AS c ON c.id = e.company_id
+      JOIN leasehold_internal.environment_configs AS k
+        ON k.company_id = e.company_id AND k.environment_id = e.id AND k.version = e.config_version
+      LEFT JOIN leasehold.providers AS p ON p.key = e.provider
+      LEFT JOIN leasehold.plugins AS g ON g.key = p.plugin_key;
+
+CREATE OR REPLACE FUNCTION leasehold_internal.request_lease(
+        environment text, agent_id uuid DEFAULT NULL, issue_id uuid DEFAULT NULL, run_id uuid DEFAULT NULL,
+        execution_workspace_id uuid DEFAULT NULL, ttl interval DEFAULT '1 hour', idle_timeout interval DEFAULT NULL,
+        policy text DEFAULT NULL, on_limit text DEFAULT 'wait', acquire_timeout interval DEFAULT '5 minutes',
+        lease_id uuid DEFAULT NULL, idempotency_key text DEFAULT NULL, company text DEFAULT NULL)
+    RETURNS uuid LANGUAGE plpgsql VOLATILE AS $$
+#variable_conflict use_column
+DECLARE
+    v_company     uuid := leasehold_internal.enter_company(request_lease.company, 'user');
+    v_id          uuid := COALESCE(request_lease.lease_id, leasehold.new_id());
+    v_ttl         interval := COALESCE(request_lease.ttl, '1 hour');
+    v_acquire     interval := COALESCE(request_lease.acquire_timeout, '5 minutes');
+    v_on_limit    text := COALESCE(request_lease.on_limit, 'wait');
+    v_environment leasehold_internal.environment_facts;
+    v_run         record;
+    v_agent       uuid := request_lease.agent_id;
+    v_issue       uuid := request_lease.issue_id;
+    v_workspace   uuid := request_lease.execution_workspace_id;
+    v_adapter     text;
+    v_policy      text;
+    v_earlier     uuid;
+BEGIN
+    -- this function is called often: what is usually right is not asked in a query
+    IF v_ttl NOT BETWEEN '1 second' AND '365 days' OR request_lease.idle_timeout IS NOT NULL
+       OR v_acquire NOT BETWEEN '1 second' AND '1 day' THEN
+        PERFORM leasehold_internal.check_interval('ttl', v_ttl, '1 second', '365 days');
+        PERFORM leasehold_internal.check_interval('idle_timeout', request_lease.idle_timeout, '1 second', '365 days');
+        PERFORM leasehold_internal.check_interval('acquire_timeout', v_acquire, '1 second', '1 day');
+    END IF;
+    IF v_on_limit NOT IN ('wait', 'fail') OR request_lease.policy IS NOT NULL THEN
+        PERFORM leasehold_internal.check_choice('on_limit', v_on_limit, 'wait', 'fail');
+        PERFORM leasehold_internal.check_choice('policy', request_lease.policy,
+            'ephemeral', 'reuse_by_environment', 'retain_on_failure') WHERE request_lease.policy IS NOT NULL;
+    END IF;
+
+    IF leasehold_internal.is_draining() THEN
+        PERFORM leasehold_internal.refuse_while_draining();
+    END IF;
+
+    IF idempotency_key IS NOT NULL THEN
+        v_earlier := leasehold_internal.claim_idempotency_key(v_company, 'request_lease', idempotency_key,
+            pg_catalog.jsonb_build_array(environment, request_lease.agent_id, request_lease.issue_id,
+                request_lease.run_id, request_lease.execution_workspace_id,
+                pg_catalog.date_part('epoch', v_ttl), pg_catalog.date_part('epoch', request_lease.idle_timeout),
+                request_lease.policy, v_on_limit, pg_catalog.date_part('epoch', v_acquire),
+                request_lease.lease_id), v_id);
+        IF v_earlier IS NOT NULL THEN
+            RETURN v_earlier;
+        END IF;
+    END IF;
+
+    -- a run lends its agent, issue and workspace; its row is locked against its end
+    IF request_lease.run_id IS NOT NULL THEN
+        SELECT r.agent_id, r.issue_id, r.execution_workspace_id, r.status INTO v_run
+          FROM leasehold_internal.runs AS r
+         WHERE r.company_id = v_company AND r.id = request_lease.run_id FOR SHARE;
+        IF NOT FOUND THEN
+            PERFORM leasehold_internal.refuse('run_not_found',
+                pg_catalog.format('run %s does not exist', request_lease.run_id), 'Begin it with start_run().');
+        ELSIF v_run.status <> 'running' THEN
+            PERFORM leasehold_internal.refuse('wrong_state',
+                pg_catalog.format('run %s is not running', request_lease.run_id), NULL,
+                pg_catalog.jsonb_build_object('status', v_run.status));
+        END IF;
+        v_agent := COALESCE(v_agent, v_run.agent_id);
+        v_issue := COALESCE(v_issue, v_run.issue_id);
+        v_workspace := COALESCE(v_workspace, v_run.execution_workspace_id);
+    END IF;
+
+    -- its row is locked by the foreign key: a deletion meanwhile makes that fail
+    v_environment := leasehold_internal.environment_facts(v_company, request_lease.environment);
+    IF v_environment.id IS NULL THEN
+        PERFORM leasehold_internal.refuse_unknown_environment(request_lease.environment);
+    ELSIF v_environment.status <> 'active' THEN
+        PERFORM leasehold_internal.refuse('environment_inactive',
+            pg_catalog.format('environment "%s" is archived', environment));
+    ELSIF v_environment.company_status <> 'active' THEN
+        PERFORM leasehold_internal.require_active_company(v_company);
+    ELSIF v_environment.forbidden OR v_environment.plugin_status = 'disabled' OR v_environment.provider IN ('fake', 'bubblewrap')
+          OR v_environment.reusable IS NULL THEN
+        PERFORM leasehold_internal.require_usable_provider(v_company, v_environment.provider);
+    END IF;
+
+    IF v_agent IS NOT NULL THEN
+        SELECT a.adapter_type INTO v_adapter FROM leasehold_internal.agents AS a
+         WHERE a.company_id = v_company AND a.id = v_agent AND a.status = 'active';
+        IF NOT FOUND THEN
+            PERFORM leasehold_internal.require_agent(v_company, v_agent);
+        END IF;
+    END IF;
+    IF v_issue IS NOT NULL OR v_workspace IS NOT NULL THEN
+        PERFORM leasehold_internal.require_issue(v_company, v_issue);
+        PERFORM leasehold_internal.require_workspace(v_company, v_workspace);
+    END IF;
+
+    v_policy := COALESCE(request_lease.policy,
+        CASE WHEN v_environment.wants_reuse AND v_environment.reusable AND v_agent IS NOT NULL
+                  AND v_workspace IS NOT NULL AND request_lease.run_id IS NOT NULL
+             THEN 'reuse_by_environment' ELSE 'ephemeral' END);
+    IF v_policy <> 'ephemeral' AND NOT v_environment.reusable THEN
+        PERFORM leasehold_internal.refuse('provider_unusable',
+            pg_catalog.format('provider "%s" cannot park resources', v_environment.provider),
+            'Use policy => ''ephemeral''.');
+    END IF;
+    IF v_on_limit = 'fail' THEN
+        PERFORM leasehold_internal.require_free_slot(v_company, v_environment.id, v_environment.provider);
+    END IF;
+    IF v_policy = 'reuse_by_environment' THEN
+        IF v_agent IS NULL OR v_workspace IS NULL OR request_lease.run_id IS NULL THEN
+            PERFORM leasehold_internal.refuse('argument_invalid',
+                'a lease can be reused only with a run, an agent and an execution workspace');
+        END IF;
+        v_earlier := leasehold_internal.resume_parked_lease(v_company, v_environment.id,
+            v_environment.config_version, v_environment.provider_version, v_agent, v_adapter, v_workspace,
+            v_issue, request_lease.run_id, v_ttl, request_lease.idle_timeout, v_on_limit = 'fail', v_acquire);
+        IF v_earlier IS NOT NULL THEN
+            UPDATE leasehold_internal.idempotency_keys AS k SET result = v_earlier
+             WHERE k.company_id = v_company AND k.function_name = 'request_lease'
+               AND k.key = request_lease.idempotency_key;
+            PERFORM leasehold_internal.warn_if_unserved();
+            RETURN v_earlier;
+        END IF;
+    END IF;
+
+    IF request_lease.lease_id IS NOT NULL THEN
+        PERFORM leasehold_internal.refuse('already_exists', pg_catalog.format('lease %s already exists', v_id))
+           FROM leasehold.leases AS l WHERE l.company_id = v_company AND l.id = v_id;
+    END IF;
+    -- as an expression: a statement of its own would cost as much as the rows
+    RETURN leasehold_internal.write_lease_request(v_company, v_id, v_environment.id, v_environment.config_version,
+        v_environment.provider, v_environment.provider_version, v_adapter, v_policy, v_agent, v_issue,
+        request_lease.run_id, v_workspace, v_ttl, request_lease.idle_timeout, v_on_limit = 'fail',
+        pg_catalog.now() + v_acquire,
+        pg_catalog.jsonb_build_object('environmentId', v_environment.id, 'provider', v_environment.provider,
+                                      'leasePolicy', v_policy));
+END
+$$;
 
 -- Ends leases: the one way from "in use" to "over", for one lease or thousands.
 --
@@ -852,6 +1112,25 @@ BEGIN
 END
 $$;
 
+-- 44_reconcile.sql: the sweep that compares what a provider holds under our
+-- label with the leases, and removes what no lease claims.
+--
+-- One row of the dispatch table per environment whose provider can list.  After
+-- a takeover the first sweep is dry: it only reports, until approve_sweep().
+
+-- Environments that are to be swept, and how.
+CREATE OR REPLACE FUNCTION leasehold_internal.swept_environments(shards smallint[])
+    RETURNS TABLE (company_id uuid, environment_id uuid, provider text, payload jsonb)
+    LANGUAGE sql STABLE ROWS 100 AS $$
+    SELECT e.company_id, e.id, e.provider,
+           pg_catalog.jsonb_build_object('environmentId', e.id, 'configVersion', e.config_version)
+      FROM leasehold_internal.environments AS e
+      JOIN leasehold.providers AS p ON p.key = e.provider
+      LEFT JOIN leasehold.plugins AS g ON g.key = p.plugin_key
+     WHERE (p.key = 'bubblewrap' OR 'environmentListLeases' = ANY (g.supported_methods) AND g.status <> 'disabled')
+       AND leasehold_internal.shard_of(e.company_id) = ANY (shards)
+$$;
+
 -- 45_command_dispatch.sql: the protocol between commands and the workers: claim,
 -- store output, complete, lose.
 --
@@ -1257,6 +1536,160 @@ BEGIN
     END IF;
     PERFORM leasehold_internal.record(leasehold_internal.no_company(), 'provider.breaker_reset', 'provider', provider);
     RETURN leasehold_internal.request_breaker_reset(provider);
+END
+$$;
+
+CREATE OR REPLACE FUNCTION leasehold_internal.doctor(OUT severity text, OUT code text, OUT finding text, OUT what_to_do text)
+    RETURNS SETOF record LANGUAGE plpgsql STABLE AS $$
+#variable_conflict use_column
+DECLARE
+    v_hold    text := leasehold_internal.hold_reason();
+    v_standby boolean := pg_catalog.pg_is_in_recovery();
+BEGIN
+    PERFORM leasehold_internal.enter_admin();
+    RETURN QUERY
+    SELECT 'notice'::text, 'standby'::text,
+           'this server is a standby: nothing can be changed here, and no worker runs'::text,
+           'Nothing; a promotion starts the worker.'::text
+     WHERE v_standby;
+    RETURN QUERY
+    SELECT 'warning'::text, 'standby_not_allowed'::text, 'a promotion would be held: ' || v_hold,
+           pg_catalog.format('If it is to go on by itself, call allow_host(%L, %L) on the primary.', h.host, h.data_directory)
+      FROM leasehold_internal.here() AS h WHERE v_standby AND v_hold IS NOT NULL;
+    RETURN QUERY
+    SELECT 'error'::text, 'installation_held'::text, v_hold,
+           'If it replaces the original, which must be stopped: takeover_installation(). If it is a copy: fork_installation().'::text
+     WHERE v_hold IS NOT NULL AND NOT v_standby;
+    RETURN QUERY
+    SELECT 'error'::text, 'worker_' || w.state, COALESCE(w.reason, 'no worker serves this database'),
+           CASE WHEN w.state = 'held' THEN 'See installation_held.'
+                WHEN w.state = 'unsupported' THEN 'Run ALTER EXTENSION leasehold UPDATE.'
+                WHEN w.reason LIKE '%shared_preload_libraries%'
+                THEN 'Add leasehold to shared_preload_libraries and restart the server.'
+                WHEN w.reason LIKE '%leasehold.max_databases%'
+                THEN 'Raise leasehold.max_databases and restart the server.'
+                ELSE 'Look for "leasehold" and "too many background workers" in the server log; raise max_worker_processes if slots are missing.' END
+      FROM leasehold_internal.worker_states() AS w WHERE w.state NOT IN ('running', 'paused') AND NOT v_standby;
+    -- not what the worker says: it may not have heard yet
+    RETURN QUERY
+    SELECT 'error'::text, 'worker_paused'::text, COALESCE('paused: ' || i.paused_reason, 'paused by an administrator'),
+           'Call resume_worker() when the reason is gone.'::text
+      FROM leasehold_internal.installation AS i WHERE i.paused AND v_hold IS NULL AND NOT v_standby;
+    RETURN QUERY
+    SELECT 'notice'::text, 'installation_draining'::text,
+           pg_catalog.format('new leases are refused since drain_installation(); resources left: %s',
+                             leasehold_internal.resources_left()),
+           'Call resume_worker() to take new leases again.'::text
+      FROM leasehold_internal.installation AS i WHERE i.draining AND v_hold IS NULL AND NOT v_standby;
+    RETURN QUERY
+    SELECT 'error'::text, 'sandboxes_unavailable'::text, 'no sandbox can be made on this host: ' || p.problem,
+           'See docs/sandbox.md for what it takes.'::text
+      FROM leasehold_internal.sandbox_problem() AS p (problem)
+     WHERE p.problem IS NOT NULL AND (pg_catalog.current_setting('leasehold.bubblewrap')::boolean
+           OR EXISTS (SELECT FROM leasehold_internal.environments AS e
+                       WHERE e.provider = 'bubblewrap' AND e.status = 'active'
+                         AND leasehold_internal.may_use_provider(e.company_id, e.provider)));
+    RETURN QUERY
+    SELECT 'notice'::text, 'sandboxes_without_cgroups'::text,
+           'sandboxes on this host: memory is limited for each process, not for a sandbox as a whole; processes, file sizes and workspaces are limited for the whole'::text,
+           'Keep memoryMb times processes below what the host can spare, or run the server where memory is limited.'::text
+     WHERE pg_catalog.current_setting('leasehold.bubblewrap')::boolean AND leasehold_internal.sandbox_problem() IS NULL;
+    RETURN QUERY
+    SELECT 'warning'::text, 'member_dangling'::text,
+           pg_catalog.format('the membership of role "%s" in company "%s" is not valid here', m.role_name, c.key),
+           'If it is the same role, call repair_members(); else revoke_company().'::text
+      FROM leasehold.company_members AS m JOIN leasehold.companies AS c ON c.id = m.company_id
+      LEFT JOIN pg_catalog.pg_roles AS r ON r.oid = m.role_oid AND r.rolname = m.role_name
+     CROSS JOIN leasehold_internal.here() AS h
+     WHERE r.oid IS NULL OR m.system_identifier <> h.system_identifier;
+    RETURN QUERY
+    SELECT 'warning'::text, 'role_has_members'::text,
+           pg_catalog.format('role "%s" is a member of "%s", and so is kept out of no company', u.rolname, g.rolname),
+           pg_catalog.format('REVOKE %I FROM %I; grant leasehold_admin to who runs the installation.', g.rolname, u.rolname)
+      FROM pg_catalog.pg_auth_members AS m
+      JOIN pg_catalog.pg_roles AS g ON g.oid = m.roleid AND g.rolname IN ('leasehold_owner', 'leasehold_worker')
+      JOIN pg_catalog.pg_roles AS u ON u.oid = m.member;
+    RETURN QUERY
+    SELECT 'warning'::text, 'audit_default_partition'::text,
+           'events went to the DEFAULT partition of the audit trail'::text,
+           'See that the worker runs; it makes partitions ahead of time.'::text
+     WHERE EXISTS (SELECT FROM leasehold.audit_events_default AS a WHERE a.occurred_at > pg_catalog.now() - interval '1 day')
+       AND EXISTS (SELECT FROM leasehold.audit_events_default AS a WHERE a.occurred_at < pg_catalog.now() - interval '1 hour');
+    RETURN QUERY
+    SELECT 'warning'::text, 'lease_irrevocable'::text,
+           pg_catalog.format(CASE pg_catalog.count(*) WHEN 1 THEN '%s lease is irrevocable' ELSE '%s leases are irrevocable' END,
+                             pg_catalog.count(*))
+           || CASE WHEN l.provider_lease_id IS NULL THEN ', and not known to have a resource' ELSE '' END,
+           CASE WHEN l.provider_lease_id IS NULL
+                THEN 'See cleanup_backlog; retry_lease() each, or check at the provider: if the resource exists, import_lease() first; then write_off_lease().'
+                ELSE 'See cleanup_backlog; retry_lease() or write_off_lease() each.' END
+      FROM leasehold.leases AS l WHERE l.status = 'irrevocable'
+     GROUP BY l.provider_lease_id IS NULL ORDER BY l.provider_lease_id IS NULL;
+    RETURN QUERY
+    SELECT 'warning'::text, 'stray_not_removed'::text,
+           pg_catalog.format(CASE pg_catalog.count(*)
+                                 WHEN 1 THEN '%s resource that no lease claims cannot be removed, of provider "%s": %s'
+                                 ELSE '%s resources that no lease claims cannot be removed, of provider "%s": %s' END,
+                             pg_catalog.count(*), c.provider, pg_catalog.max(c.last_error)),
+           'Remove it at the provider, or put it under a lease with import_lease(); the removal is tried on.'::text
+      FROM leasehold_internal.calls AS c
+     WHERE c.operation = 'destroy_stray' AND c.state <> 'quarantined'
+       AND c.attempts >= pg_catalog.current_setting('leasehold.cleanup_attempts')::integer
+     GROUP BY c.provider;
+    RETURN QUERY
+    SELECT 'warning'::text, 'sweep_failed'::text,
+           pg_catalog.format(CASE pg_catalog.count(*) WHEN 1 THEN 'the sweep of %s environment of provider "%s" fails: %s'
+                                                      ELSE 'the sweeps of %s environments of provider "%s" fail: %s' END,
+                             pg_catalog.count(*), c.provider, pg_catalog.max(c.last_error)),
+           'What no lease claims may not be found there until the provider lists it.'::text
+      FROM leasehold_internal.calls AS c
+     WHERE c.slot = 'sweep' AND c.last_error IS NOT NULL
+     GROUP BY c.provider;
+    RETURN QUERY
+    SELECT 'warning'::text, 'call_quarantined'::text,
+           pg_catalog.format(CASE pg_catalog.count(*) WHEN 1 THEN '%s call "%s" of "%s" is set aside: the worker ended with it again and again'
+                             ELSE '%s calls "%s" of "%s" are set aside: the worker ended with them again and again' END,
+                             pg_catalog.count(*), c.operation, c.provider),
+           CASE WHEN c.operation = 'initialize' THEN 'See the server log; then restart_plugin().'
+                WHEN c.operation IN ('reconcile', 'destroy_stray') THEN 'See the server log; it is tried once more after a day.'
+                ELSE 'See the server log, and active_leases whose waiting_for is "quarantine"; release_quarantine() each.' END
+      FROM leasehold_internal.calls AS c WHERE c.state = 'quarantined'
+     GROUP BY c.operation, c.provider;
+    RETURN QUERY
+    SELECT 'warning'::text, 'plugin_error'::text, pg_catalog.format('plugin "%s": %s', g.key, g.last_error),
+           'Check its address, its token, and leasehold.token_directory; then restart_plugin().'::text
+      FROM leasehold.plugins AS g WHERE g.status = 'error';
+    RETURN QUERY
+    SELECT 'warning'::text, 'breaker_open'::text,
+           pg_catalog.format(CASE WHEN p.retry_at > pg_catalog.clock_timestamp()
+                                  THEN 'provider "%s" fails, its circuit breaker is open until %s'
+                                  ELSE 'provider "%s" fails, its circuit breaker was open until %s and the next call will tell' END,
+                             p.provider, p.retry_at) || COALESCE(': ' || c.last_error, ''),
+           'Check the provider; reset_breaker() tries again at once.'::text
+      FROM leasehold_internal.provider_states() AS p
+      LEFT JOIN LATERAL (SELECT x.last_error FROM leasehold_internal.calls AS x
+                          WHERE x.provider = p.provider AND x.last_error IS NOT NULL
+                          ORDER BY x.started_at DESC NULLS LAST LIMIT 1) AS c ON true
+     WHERE p.breaker = 'open';
+    RETURN QUERY
+    SELECT 'warning'::text, 'company_held_back'::text,
+           pg_catalog.format(CASE p.held_back WHEN 1 THEN 'provider "%s" fails for %s company, whose calls to it are held back'
+                                              ELSE 'provider "%s" fails for %s companies, whose calls to it are held back' END,
+                             p.provider, p.held_back),
+           'Look for "held back" in the server log, and at the environments of that company.'::text
+      FROM leasehold_internal.provider_states() AS p WHERE p.breaker = 'closed' AND p.held_back > 0;
+    RETURN QUERY
+    SELECT 'warning'::text, 'no_free_slots'::text,
+           pg_catalog.format('all %s places for calls are taken, most by provider "%s": %s', w.capacity, m.provider, m.in_flight),
+           'Look at that provider; lower its limit concurrent_calls, or raise leasehold.max_concurrent_calls.'::text
+      FROM leasehold_internal.worker_states() AS w
+     CROSS JOIN LATERAL (SELECT p.provider, p.in_flight FROM leasehold_internal.provider_states() AS p
+                          WHERE p.part = w.part ORDER BY p.in_flight DESC, p.provider LIMIT 1) AS m
+     WHERE w.state <> 'absent' AND w.capacity > 0 AND w.in_flight >= w.capacity;
+    RETURN QUERY
+    SELECT 'notice'::text, 'sweep_dry'::text, 'sweeps only report strays since the takeover'::text,
+           'Look at the events environment.stray_reported, then approve_sweep().'::text
+      FROM leasehold_internal.installation AS i WHERE i.sweep_dry;
 END
 $$;
 

@@ -83,16 +83,16 @@ sub facts
 	return [ split /\n(?=\w)/, $node->owner("SELECT string_agg(f, E'\\n' ORDER BY f) FROM ($FACTS) AS f (f)", $database) ];
 }
 
-# columns(database): the columns of each table that is dumped, as they were before.
+# columns(database): the columns of each table that is dumped, as they were before; of the rows that are.
 sub columns
 {
 	my ($database) = @_;
 	return [ split /\n/, $node->owner(q(
-		SELECT format('SELECT %L || count(*) || md5(string_agg(t::text, ''|'' ORDER BY t::text)) FROM (SELECT %s FROM %s) AS t',
-				   c.oid::regclass || ' ', string_agg(quote_ident(a.attname), ', ' ORDER BY a.attnum), c.oid::regclass)
-		  FROM pg_extension AS e CROSS JOIN LATERAL unnest(e.extconfig) AS x (t) JOIN pg_class AS c ON c.oid = x.t AND c.relkind = 'r'
+		SELECT format('SELECT %L || count(*) || md5(string_agg(t::text, ''|'' ORDER BY t::text)) FROM (SELECT %s FROM %s %s) AS t',
+				   c.oid::regclass || ' ', string_agg(quote_ident(a.attname), ', ' ORDER BY a.attnum), c.oid::regclass, x.condition)
+		  FROM pg_extension AS e CROSS JOIN LATERAL unnest(e.extconfig, e.extcondition) AS x (t, condition) JOIN pg_class AS c ON c.oid = x.t AND c.relkind = 'r'
 		  JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
-		 WHERE e.extname = 'leasehold' GROUP BY c.oid), $database) ];
+		 WHERE e.extname = 'leasehold' GROUP BY c.oid, x.condition), $database) ];
 }
 
 sub contents { my ($database, $columns) = @_; return [ map { $node->owner($_, $database) } @$columns ] }

@@ -8,6 +8,8 @@
 #include "provider.h"
 #include "worker.h"
 
+static const Provider *const built_in[] = {&fake_provider, &bubblewrap_provider};
+
 static const Provider *provider_of(const Call *call);
 static ProviderStart start_of(const Provider *provider, CallMethod method);
 
@@ -41,8 +43,11 @@ provider_of(const Call *call)
 {
 	if (call->plugin != NULL)
 		return &http_plugin_provider;
-	if (strcmp(call->provider, fake_provider.name) == 0)
-		return &fake_provider;
+	for (int i = 0; i < (int) lengthof(built_in); i++)
+	{
+		if (strcmp(call->provider, built_in[i]->name) == 0)
+			return built_in[i];
+	}
 	return NULL;
 }
 

@@ -31,6 +31,7 @@ typedef struct Provider
 } Provider;
 
 extern const Provider fake_provider;
+extern const Provider bubblewrap_provider;
 extern const Provider http_plugin_provider;
 
 /* Begins the call at whatever serves it. */
