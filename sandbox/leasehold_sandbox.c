@@ -319,6 +319,9 @@ set_limit(int resource, const char *value)
 	if (value[0] == '\0')
 		return;
 	limit.rlim_cur = limit.rlim_max = strtoull(value, NULL, 10);
+	/* told by SIGXCPU first, and killed a second later if that is ignored */
+	if (resource == RLIMIT_CPU)
+		limit.rlim_max++;
 	if (setrlimit(resource, &limit) != 0)
 		fail("could not set a limit: %s", strerror(errno));
 }
