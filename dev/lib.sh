@@ -138,7 +138,8 @@ copy_sources() {
         cd "$TOP"
         find . \( -samefile "$WORK" -o -path ./build -o -path ./.git -o -name node_modules -o -name __pycache__ \
                   -o -name tmp_check \) -prune -o \
-            ! -type d ! -name '*.o' ! -name '*.so' ! -name '*.bc' ! -path './extension/leasehold--*.sql' -print |
+            ! -type d ! -name '*.o' ! -name '*.so' ! -name '*.bc' ! -path './extension/leasehold--*.sql' \
+            ! -path ./sandbox/leasehold_sandbox -print |
             LC_ALL=C sort | tar -cf - -T -
     ) | as_server_user sh -eu -c '
         rm -rf src.new

@@ -183,6 +183,37 @@ $$;
 SELECT leasehold_internal.publish('leasehold_internal.create_environment', 'instant',
     'makes an environment of a provider; its key is for good', 'leasehold_app');
 
+CREATE FUNCTION leasehold_internal.ensure_local_environment(
+        environment text DEFAULT 'local', config jsonb DEFAULT '{}', company text DEFAULT NULL)
+    RETURNS uuid LANGUAGE plpgsql VOLATILE AS $$
+#variable_conflict use_column
+DECLARE
+    v_company uuid := leasehold_internal.enter_company(ensure_local_environment.company, 'manager');
+    v_found   leasehold_internal.environments;
+BEGIN
+    SELECT e.* INTO v_found FROM leasehold_internal.environments AS e
+     WHERE e.company_id = v_company AND e.key = environment;
+    IF NOT FOUND THEN
+        BEGIN
+            RETURN leasehold_internal.create_environment(environment, 'bubblewrap', ensure_local_environment.config,
+                'Local', company => ensure_local_environment.company);
+        EXCEPTION WHEN unique_violation THEN
+            -- somebody else was faster
+            SELECT e.* INTO v_found FROM leasehold_internal.environments AS e
+             WHERE e.company_id = v_company AND e.key = environment;
+        END;
+    END IF;
+    IF v_found.provider <> 'bubblewrap' THEN
+        PERFORM leasehold_internal.refuse('already_exists',
+            pg_catalog.format('environment "%s" is one of provider "%s"', v_found.key, v_found.provider), 'Take another key.');
+    END IF;
+    RETURN v_found.id;
+END
+$$;
+SELECT leasehold_internal.publish('leasehold_internal.ensure_local_environment', 'instant',
+    'makes an environment of sandboxes on the server''s own host, unless it is there; what is there stays as it is, archived or not',
+    'leasehold_app');
+
 CREATE FUNCTION leasehold_internal.update_environment(
         environment text, config jsonb DEFAULT NULL, name text DEFAULT NULL, description text DEFAULT NULL,
         env_vars jsonb DEFAULT NULL, metadata jsonb DEFAULT NULL, provider text DEFAULT NULL,

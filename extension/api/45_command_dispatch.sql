@@ -174,6 +174,7 @@ CREATE FUNCTION leasehold_internal.complete_commands(
 #variable_conflict use_column
 DECLARE
     v_locked smallint[];
+    v_gone   record;
 BEGIN
     -- first the locks, then, in a later snapshot, the rows
     -- (1: locked; 0: somebody else has it, or its lease, locked; NULL: there is no such command)
@@ -265,6 +266,16 @@ BEGIN
       LEFT JOIN command AS k ON k.company_id = a.company_id AND k.id = a.id;
 
     PERFORM leasehold_internal.hurry_removal(company_ids, subject_ids);
+    -- where a command found no place to run in, there is nothing left to lease
+    SELECT pg_catalog.array_agg(k.company_id) AS companies, pg_catalog.array_agg(k.lease_id) AS leases INTO v_gone
+      FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids), pg_catalog.unnest(outcomes),
+                      pg_catalog.unnest(v_locked)) AS a (company_id, id, outcome, locked)
+      JOIN leasehold.commands AS k ON k.company_id = a.company_id AND k.id = a.id
+     WHERE a.outcome = 'gone' AND a.locked = 1 AND k.failure_code = 'resource_gone';
+    IF v_gone.leases IS NOT NULL THEN
+        PERFORM leasehold_internal.end_leases(v_gone.companies, v_gone.leases, 'failed', 'delete', 'the resource is gone',
+                                              'resource_gone');
+    END IF;
 END
 $$;
 COMMENT ON FUNCTION leasehold_internal.complete_commands(bigint, uuid[], uuid[], text[], text[], text[], bigint[], integer[],

@@ -157,6 +157,38 @@ $$;
 COMMENT ON FUNCTION leasehold_internal.bubblewrap_config_problem(jsonb) IS
     'What is wrong with the configuration of an environment of sandboxes on this host, or NULL';
 
+CREATE FUNCTION leasehold_internal.ensure_local_environment(
+        environment text DEFAULT 'local', config jsonb DEFAULT '{}', company text DEFAULT NULL)
+    RETURNS uuid LANGUAGE plpgsql VOLATILE AS $$
+#variable_conflict use_column
+DECLARE
+    v_company uuid := leasehold_internal.enter_company(ensure_local_environment.company, 'manager');
+    v_found   leasehold_internal.environments;
+BEGIN
+    SELECT e.* INTO v_found FROM leasehold_internal.environments AS e
+     WHERE e.company_id = v_company AND e.key = environment;
+    IF NOT FOUND THEN
+        BEGIN
+            RETURN leasehold_internal.create_environment(environment, 'bubblewrap', ensure_local_environment.config,
+                'Local', company => ensure_local_environment.company);
+        EXCEPTION WHEN unique_violation THEN
+            -- somebody else was faster
+            SELECT e.* INTO v_found FROM leasehold_internal.environments AS e
+             WHERE e.company_id = v_company AND e.key = environment;
+        END;
+    END IF;
+    IF v_found.provider <> 'bubblewrap' THEN
+        PERFORM leasehold_internal.refuse('already_exists',
+            pg_catalog.format('environment "%s" is one of provider "%s"', v_found.key, v_found.provider), 'Take another key.');
+    END IF;
+    RETURN v_found.id;
+END
+$$;
+
+SELECT leasehold_internal.publish('leasehold_internal.ensure_local_environment', 'instant',
+    'makes an environment of sandboxes on the server''s own host, unless it is there; what is there stays as it is, archived or not',
+    'leasehold_app');
+
 COMMENT ON COLUMN leasehold.limits.value IS 'A number; seconds for lease_ttl_max, bytes for output_bytes';
 
 CREATE OR REPLACE FUNCTION leasehold_internal.set_limit(
@@ -1311,6 +1343,7 @@ CREATE FUNCTION leasehold_internal.complete_commands(
 #variable_conflict use_column
 DECLARE
     v_locked smallint[];
+    v_gone   record;
 BEGIN
     -- first the locks, then, in a later snapshot, the rows
     -- (1: locked; 0: somebody else has it, or its lease, locked; NULL: there is no such command)
@@ -1402,6 +1435,16 @@ BEGIN
       LEFT JOIN command AS k ON k.company_id = a.company_id AND k.id = a.id;
 
     PERFORM leasehold_internal.hurry_removal(company_ids, subject_ids);
+    -- where a command found no place to run in, there is nothing left to lease
+    SELECT pg_catalog.array_agg(k.company_id) AS companies, pg_catalog.array_agg(k.lease_id) AS leases INTO v_gone
+      FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids), pg_catalog.unnest(outcomes),
+                      pg_catalog.unnest(v_locked)) AS a (company_id, id, outcome, locked)
+      JOIN leasehold.commands AS k ON k.company_id = a.company_id AND k.id = a.id
+     WHERE a.outcome = 'gone' AND a.locked = 1 AND k.failure_code = 'resource_gone';
+    IF v_gone.leases IS NOT NULL THEN
+        PERFORM leasehold_internal.end_leases(v_gone.companies, v_gone.leases, 'failed', 'delete', 'the resource is gone',
+                                              'resource_gone');
+    END IF;
 END
 $$;
 

@@ -71,6 +71,13 @@ subtest 'what the host must have' => sub {
 	unset('leasehold.bubblewrap_program');
 	$node->environment('box', 'bubblewrap', { workspaceMb => 50, memoryMb => 400, processes => 60 });
 	eventually { $node->doctor !~ /sandboxes_unavailable/ } 'then all is well';
+	my @ids = map { $node->alice(q(SELECT leasehold.ensure_local_environment())) } 1 .. 2;
+	is($ids[0], $ids[1], 'cases 1, 3: an environment that is made once');
+	$node->alice(q(SELECT leasehold.update_environment('local', name => 'Ours', status => 'archived')));
+	is($node->alice(q(SELECT leasehold.ensure_local_environment())), $ids[0], 'case 2: and found');
+	is($node->alice(q(SELECT name || ' ' || status FROM leasehold.environments WHERE key = 'local')), 'Ours archived',
+		'as it is');
+	is($node->alice(q(SELECT provider FROM leasehold.environments WHERE key = 'local')), 'bubblewrap', 'of this provider');
 	like($node->doctor, qr/notice sandboxes_without_cgroups/, 'what is not limited is told');
 	$node->refuses('alice', "SELECT leasehold.create_environment('bad', 'bubblewrap', " . quote(json($_)) . ')', '22023', qr/config_invalid/,
 		'configuration ' . json($_))
@@ -265,8 +272,8 @@ subtest 'nothing is left over' => sub {
 	eventually { Leasehold::Sandbox::holders($node) == 0 } 'a sandbox dies';
 	is((run($gone, 'true'))[0], 'failed', 'its commands cannot run');
 	is($node->owner("SELECT failure_code FROM leasehold.commands WHERE lease_id = '$gone'"), 'resource_gone', 'and say why');
-	$node->alice("SELECT leasehold.release_lease('$gone')");
-	$node->settles($gone, 'released', 'it can be given back');
+	$node->settles($gone, 'failed', 'there is nothing left to lease');
+	is($node->lease($gone, 'failure_code'), 'resource_gone', 'which says why, too');
 
 	# one that no lease knows of
 	my $stray = lease();
