@@ -369,7 +369,7 @@ BEGIN
     END IF;
     done := v_finished OR EXISTS (
         SELECT FROM leasehold.command_output AS o
-         WHERE o.company_id = output_state.company_id AND o.command_id = output_state.command_id AND o.seq > output_state.after);
+         WHERE o.company_id = output_state.company_id AND o.command_id = output_state.command_id AND o.seq > COALESCE(output_state.after, 0));
 END
 $$;
 COMMENT ON FUNCTION leasehold_internal.output_state(uuid, bigint, text) IS 'What read_output() waits for';
@@ -385,7 +385,7 @@ DECLARE
 BEGIN
     FOR seq, stream, data, at IN
         SELECT o.seq, o.stream, o.data, o.at FROM leasehold.command_output AS o
-         WHERE o.company_id = v_company AND o.command_id = output_rows.command_id AND o.seq > output_rows.after
+         WHERE o.company_id = v_company AND o.command_id = output_rows.command_id AND o.seq > COALESCE(output_rows.after, 0)
          ORDER BY o.seq
     LOOP
         "text" := leasehold_internal.output_text(data);

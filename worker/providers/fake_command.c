@@ -128,7 +128,9 @@ join_words(FakeCommand *state)
 	initStringInfo(&step);
 	appendStringInfoString(&step, json_string_value(json_object_get(state->params, "command")));
 	json_array_foreach(args, i, word)
+	{
 		appendStringInfo(&step, " %s", json_string_value(word));
+	}
 	return step.data;
 }
 
@@ -267,7 +269,9 @@ write_environment(FakeCommand *state)
 	json_t	   *value;
 
 	json_object_foreach(sorted, name, value)
+	{
 		write_text(state, STREAM_STDOUT, psprintf("%s=%s\n", name, json_string_value(value)));
+	}
 	json_decref(sorted);
 	free(text);
 }
