@@ -69,6 +69,7 @@ static void out_of_time(void *arg);
 static void ended(FakeCommand *state, CallOutcome outcome, const char *code, const char *message);
 static void exited(FakeCommand *state, int code);
 static void killed(FakeCommand *state, const char *signal);
+static void stop(FakeCommand *state);
 static void clean_up(void *arg);
 
 void
@@ -335,11 +336,23 @@ killed(FakeCommand *state, const char *signal)
 static void
 ended(FakeCommand *state, CallOutcome outcome, const char *code, const char *message)
 {
+	stop(state);
+	call_set_outcome(state->call, outcome, code, "%s", message);
+	worker_call_finished(state->call);
+}
+
+static void
+stop(FakeCommand *state)
+{
 	event_loop_cancel_timer(&state->pause);
 	event_loop_cancel_timer(&state->timeout);
 	state->to_flood = 0;
-	call_set_outcome(state->call, outcome, code, "%s", message);
-	worker_call_finished(state->call);
+}
+
+void
+fake_command_abandon(Call *call)
+{
+	stop(call->transport);
 }
 
 void
@@ -367,7 +380,6 @@ clean_up(void *arg)
 {
 	FakeCommand *state = arg;
 
-	event_loop_cancel_timer(&state->pause);
-	event_loop_cancel_timer(&state->timeout);
+	stop(state);
 	json_decref(state->params);
 }
