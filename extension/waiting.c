@@ -118,11 +118,6 @@ leasehold_read_output(PG_FUNCTION_ARGS)
 {
 	SubjectState state;
 
-	if (PG_ARGISNULL(1))
-		ereport(ERROR,
-				(leasehold_error(LHE_ARGUMENT_REQUIRED),
-				 errmsg("argument \"after\" is required"),
-				 errhint("0 is before the first piece.")));
 	wait_for(fcinfo, &output_subject, 0, &state);
 	InitMaterializedSRF(fcinfo, 0);
 	return_output(fcinfo);

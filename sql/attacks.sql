@@ -119,7 +119,7 @@ CREATE FUNCTION pg_temp.leak(company_id uuid) RETURNS boolean LANGUAGE plpgsql C
 CREATE OPERATOR pg_temp.<<< (procedure = pg_temp.leak, rightarg = uuid);
 SELECT test.works(r, format('SELECT count(*) FROM leasehold.%I AS t WHERE OPERATOR(pg_temp.<<<) t.%I', r, CASE r WHEN 'companies' THEN 'id' ELSE 'company_id' END))
   FROM unnest(ARRAY['companies', 'company_members', 'agents', 'projects', 'routines', 'issues', 'execution_workspaces', 'runs', 'environments',
-                    'provider_access', 'limits', 'leases', 'lease_metadata', 'audit_events', 'active_leases', 'lease_timeline', 'cleanup_backlog']) AS r;
+                    'provider_access', 'limits', 'leases', 'lease_metadata', 'commands', 'command_output', 'audit_events', 'active_leases', 'lease_timeline', 'cleanup_backlog']) AS r;
 RESET ROLE;
 SELECT test.is('it saw beta''s rows', count(*) > 5, true) FROM seen WHERE company_id = test.id('beta');
 SELECT test.is('and no others', count(*), 0) FROM seen WHERE company_id <> test.id('beta');

@@ -14,6 +14,8 @@ SELECT leasehold.upsert_agent(test.id('bi agent'), company => 'acme') IS NOT NUL
    AND leasehold.request_lease('plain', lease_id => test.id('bi lease'), company => 'acme') IS NOT NULL
    AND leasehold.request_lease('plain', lease_id => test.id('bi beta lease'), company => 'beta') IS NOT NULL AS made;
 SELECT test.eventually('active', format('SELECT test.lease(%L)', l), 'active') FROM unnest(ARRAY['bi lease', 'bi beta lease']) AS l;
+SELECT leasehold.start_command(test.id('bi lease'), shell => 'true', command_id => test.id('bi command'), company => 'acme') IS NOT NULL AS started;
+SELECT test.is('a command has run', (leasehold.wait_for_command(test.id('bi command'), '30 seconds', 'acme')).outcome, 'exited');
 SELECT test.quiet();
 SELECT leasehold.pause_worker();
 SELECT leasehold.register_plugin('{"id": "bi-plugin", "apiVersion": 1, "version": "1", "displayName": "x", "capabilities": ["environment.drivers.register"],
@@ -23,7 +25,7 @@ SELECT leasehold.register_plugin('{"id": "bi-plugin", "apiVersion": 1, "version"
 CREATE TEMP TABLE good (function text, argument text, value text);
 INSERT INTO good VALUES
     ('', 'company', 'acme'), ('create_company', 'company', 'bi-new'), ('', 'environment', 'plain'), ('create_environment', 'environment', 'bi-new'), ('', 'provider', 'fake'),
-    ('', 'lease_id', test.id('bi lease')::text), ('', 'run_id', test.id('bi run')::text), ('', 'agent_id', test.id('bi agent')::text), ('', 'issue_id', test.id('bi issue')::text),
+    ('', 'lease_id', test.id('bi lease')::text), ('', 'command_id', test.id('bi command')::text), ('start_command', 'shell', 'true'), ('', 'run_id', test.id('bi run')::text), ('', 'agent_id', test.id('bi agent')::text), ('', 'issue_id', test.id('bi issue')::text),
     ('', 'project_id', test.id('bi project')::text), ('', 'routine_id', test.id('bi routine')::text), ('', 'execution_workspace_id', test.id('bi ws')::text),
     ('', 'to_role', 'regress_nobody'), ('', 'from_role', 'regress_viewer'), ('', 'name', 'active_leases'), ('', 'host', 'host'), ('', 'reason', 'because'), ('', 'provider_lease_id', 'sandbox://bi'),
     ('', 'plugin', 'bi-plugin'), ('', 'transport', '{"type": "http", "url": "https://plugin.invalid/rpc"}'),
@@ -52,6 +54,8 @@ INSERT INTO bad SELECT 'text[]', v.* FROM (VALUES ('null', NULL), ('empty', '{}'
 
 CREATE TEMP VIEW arguments AS
 SELECT p.oid, p.proname, p.pronargs, p.pronargdefaults, a.nr, p.proargnames[a.nr] AS name, format_type(a.type, NULL) AS type, a.nr <= p.pronargs - p.pronargdefaults AS required,
+       -- a command is argv or shell: neither is required by itself
+       p.proname = 'start_command' AND p.proargnames[a.nr] = 'shell' AS needed,
        COALESCE((SELECT g.value FROM good AS g WHERE g.function = p.proname AND g.argument = p.proargnames[a.nr]), (SELECT g.value FROM good AS g WHERE g.function = '' AND g.argument = p.proargnames[a.nr])) AS good
   FROM pg_proc AS p, unnest(p.proargtypes) WITH ORDINALITY AS a (type, nr)
  WHERE p.pronamespace = 'leasehold'::regnamespace;
@@ -79,7 +83,7 @@ $$;
 CREATE FUNCTION pg_temp.statement(function oid, argument text, value text) RETURNS text LANGUAGE sql AS $$
     SELECT format('SELECT * FROM leasehold.%I(%s)', p.proname,
                   (SELECT string_agg(format('%I => %L::%s', a.name, CASE WHEN a.name = argument THEN value ELSE a.good END, a.type), ', ' ORDER BY a.nr)
-                     FROM arguments AS a WHERE a.oid = function AND (a.required OR a.name = argument)))
+                     FROM arguments AS a WHERE a.oid = function AND (a.required OR a.needed AND argument <> 'argv' OR a.name = argument)))
       FROM pg_proc AS p WHERE p.oid = function $$;
 -- what is wrong with an ending, if anything
 CREATE FUNCTION pg_temp.blame(e pg_temp.ending) RETURNS text LANGUAGE sql AS $$
@@ -114,18 +118,23 @@ SELECT test.is('the message names it', bool_and(e.message = format('argument "%s
 SELECT test.is('more than a megabyte', string_agg(e.proname || ' ' || e.name || ' ' || COALESCE(e.code, e.state), ', ') FILTER (WHERE e.code IS DISTINCT FROM 'argument_too_large'), NULL)
   FROM endings AS e WHERE e.type IN ('text', 'jsonb') AND e.label IN ('too many', 'a too large one') AND e.proname <> 'visible_companies';
 SELECT test.is('but for the one that has no gate', string_agg(DISTINCT COALESCE(e.code, e.state), ', '), 'argument_invalid') FROM endings AS e WHERE e.proname = 'visible_companies' AND e.label <> 'null';
-SELECT test.is('too many networks', string_agg(DISTINCT COALESCE(e.code, e.state), ', '), 'argument_too_large') FROM endings AS e WHERE e.type = 'text[]' AND e.label IN ('too many', 'far too many');
-SELECT test.is('a large text is no name, key or reason', string_agg(DISTINCT e.proname || ' ' || e.name, ', '), NULL) FROM endings AS e WHERE e.type = 'text' AND e.label = 'many characters' AND e.state = '00000';
-SELECT test.is('control characters get nowhere', string_agg(e.proname || ' ' || e.name, ', '), NULL) FROM endings AS e WHERE e.label IN ('a control character', 'delete') AND e.state = '00000';
+SELECT test.is('too many networks, or arguments', string_agg(DISTINCT COALESCE(e.code, e.state), ', '), 'argument_too_large') FROM endings AS e WHERE e.type = 'text[]' AND e.label IN ('too many', 'far too many') AND (e.name, e.label) <> ('argv', 'too many');
+SELECT test.is('lists that are no commands', string_agg(e.label || ' ' || e.code, ', ' ORDER BY e.label), 'a matrix argument_invalid, a null in it argument_invalid, an empty one argument_invalid, empty argument_invalid, far too many argument_too_large, null argument_invalid')
+  FROM endings AS e WHERE e.name = 'argv' AND e.code IS NOT NULL;
+-- a script and what it reads are whatever they are
+SELECT test.is('a large text is no name, key or reason', string_agg(DISTINCT e.proname || ' ' || e.name, ', '), NULL) FROM endings AS e WHERE e.type = 'text' AND e.label = 'many characters' AND e.state = '00000' AND e.name NOT IN ('shell', 'stdin');
+SELECT test.is('control characters get nowhere', string_agg(e.proname || ' ' || e.name, ', '), NULL) FROM endings AS e WHERE e.label IN ('a control character', 'delete') AND e.state = '00000' AND e.name NOT IN ('shell', 'stdin');
 SELECT test.is('no key is invented', string_agg(e.proname || ' ' || e.name || ' ' || e.label, ', '), NULL)
   FROM endings AS e WHERE e.name IN ('company', 'environment', 'provider', 'plugin') AND e.type = 'text' AND e.state = '00000'
    AND e.label NOT IN ('null', '63 characters', 'a number', 'an id', 'a schema');
 SELECT test.is('durations out of range', string_agg(e.proname || ' ' || e.name || ' ' || e.label, ', '), NULL)
-  FROM endings AS e WHERE e.type = 'interval' AND e.state = '00000' AND e.label NOT IN ('null', 'a month') AND NOT (e.name = 'timeout' AND e.label IN ('zero', 'half a second'));
+  FROM endings AS e WHERE e.type = 'interval' AND e.state = '00000' AND e.label NOT IN ('null', 'a month')
+   -- a wait can be none; a command can be short
+   AND NOT (e.name = 'timeout' AND (e.label = 'half a second' OR e.label = 'zero' AND e.proname <> 'start_command'));
 SELECT test.is('documents that are no objects', string_agg(e.proname || ' ' || e.name || ' ' || e.label, ', '), NULL)
   FROM endings AS e WHERE e.type = 'jsonb' AND e.state = '00000' AND e.label IN ('a JSON null', 'a list', 'a list of objects', 'a text', 'a number', 'true');
 SELECT test.is('environment variables that are none', string_agg(e.proname || ' ' || e.name || ' ' || e.label, ', '), NULL)
-  FROM endings AS e WHERE e.name IN ('env', 'env_vars') AND e.state = '00000' AND e.label NOT IN ('null', 'an empty object', 'a reference');
+  FROM endings AS e WHERE e.name IN ('env', 'env_vars') AND e.state = '00000' AND e.label NOT IN ('null', 'an empty object') AND NOT (e.label = 'a reference' AND e.proname <> 'start_command');
 SELECT test.is('configurations that are none', string_agg(e.proname || ' ' || e.name || ' ' || e.label, ', '), NULL)
   FROM endings AS e WHERE e.name IN ('config', 'manifest', 'transport') AND e.state = '00000' AND e.label NOT IN ('null', 'an empty object')
    -- where it takes a member out

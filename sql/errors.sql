@@ -47,6 +47,7 @@ INSERT INTO raised (code, role, statement) VALUES
     ('plugin_not_found', 'regress_admin', $$SELECT leasehold.restart_plugin('nothing')$$),
     ('provider_not_found', 'regress_manager', $$SELECT leasehold.create_environment('err', 'nothing', company => 'acme')$$),
     ('lease_not_found', 'regress_manager', $$SELECT leasehold.renew_lease(test.id('none'), company => 'acme')$$),
+    ('command_not_found', 'regress_manager', $$SELECT leasehold.cancel_command(test.id('none'), company => 'acme')$$),
     ('call_not_found', 'regress_manager', $$SELECT leasehold.release_quarantine(test.id('err active'), company => 'acme')$$),
     ('argument_required', 'regress_manager', $$SELECT leasehold.renew_lease(NULL)$$),
     ('argument_invalid', 'regress_manager', $$SELECT leasehold.renew_lease(test.id('err active'), '-1 hour', company => 'acme')$$),

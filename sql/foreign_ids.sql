@@ -10,12 +10,14 @@ SELECT leasehold.upsert_agent(test.id(c || ' f agent'), company => c) IS NOT NUL
    AND leasehold.request_lease('plain', run_id => test.id(c || ' f run'), lease_id => test.id(c || ' f lease'), company => c) IS NOT NULL AS made
   FROM unnest(ARRAY['acme', 'beta']) AS c;
 SELECT test.eventually('active', format('SELECT test.lease(%L)', c || ' f lease'), 'active') FROM unnest(ARRAY['acme', 'beta']) AS c;
+SELECT leasehold.start_command(test.id(c || ' f lease'), shell => 'true', command_id => test.id(c || ' f command'), company => c) IS NOT NULL AS started FROM unnest(ARRAY['acme', 'beta']) AS c;
+SELECT test.is('a command has run', (leasehold.wait_for_command(test.id(c || ' f command'), '30 seconds', c)).outcome, 'exited') FROM unnest(ARRAY['acme', 'beta']) AS c;
 SELECT test.quiet();
 SELECT leasehold.pause_worker();
 CREATE TEMP TABLE good AS
 SELECT a.argument, a.type, c || suffix AS name, c AS company FROM unnest(ARRAY['acme', 'beta', 'nobody']) AS c,
        (VALUES ('agent_id', 'uuid', ' f agent'), ('project_id', 'uuid', ' f project'), ('routine_id', 'uuid', ' f routine'), ('execution_workspace_id', 'uuid', ' f ws'),
-               ('issue_id', 'uuid', ' f issue'), ('run_id', 'uuid', ' f run'), ('lease_id', 'uuid', ' f lease'), ('environment', 'text', '-f-env'), ('company', 'text', '')) AS a (argument, type, suffix);
+               ('issue_id', 'uuid', ' f issue'), ('run_id', 'uuid', ' f run'), ('lease_id', 'uuid', ' f lease'), ('command_id', 'uuid', ' f command'), ('environment', 'text', '-f-env'), ('company', 'text', '')) AS a (argument, type, suffix);
 
 -- Arguments that name what must be there; the others of the kind name something new.
 CREATE TEMP VIEW arguments AS
@@ -24,23 +26,24 @@ SELECT p.oid, p.proname, a.nr, p.proargnames[a.nr] AS name, format_type(a.type, 
  WHERE p.pronamespace = 'leasehold'::regnamespace;
 CREATE TEMP TABLE naming AS
 SELECT a.* FROM arguments AS a JOIN (SELECT DISTINCT g.argument, g.type FROM good AS g) AS g ON g.argument = a.name AND g.type = a.type
- WHERE (a.proname, a.name) NOT IN (('create_company', 'company'), ('create_environment', 'environment'), ('request_lease', 'lease_id'), ('import_lease', 'lease_id'), ('start_run', 'run_id'),
+ WHERE (a.proname, a.name) NOT IN (('create_company', 'company'), ('create_environment', 'environment'), ('request_lease', 'lease_id'), ('import_lease', 'lease_id'), ('start_run', 'run_id'), ('start_command', 'command_id'),
         ('upsert_agent', 'agent_id'), ('upsert_project', 'project_id'), ('upsert_routine', 'routine_id'), ('upsert_execution_workspace', 'execution_workspace_id'), ('upsert_issue', 'issue_id'))
    -- a scope, not a name: nothing of that scope is nothing to do
    AND a.proname <> 'destroy_reusable_leases';
 SELECT test.is('ids that are no names of what must be there', string_agg(a.proname || ' ' || a.name, ', ' ORDER BY a.proname, a.name),
     'create_company company_id, create_environment environment_id, destroy_reusable_leases execution_workspace_id, destroy_reusable_leases issue_id, import_lease lease_id, request_lease lease_id, '
-    'start_run run_id, upsert_agent agent_id, upsert_execution_workspace execution_workspace_id, upsert_issue issue_id, upsert_project project_id, upsert_routine routine_id')
+    'start_command command_id, start_run run_id, upsert_agent agent_id, upsert_execution_workspace execution_workspace_id, upsert_issue issue_id, upsert_project project_id, upsert_routine routine_id')
   FROM arguments AS a WHERE a.type = 'uuid' AND NOT EXISTS (SELECT FROM naming AS n WHERE n.oid = a.oid AND n.name = a.name);
 
 CREATE FUNCTION pg_temp.statement(function oid, tried text, owner text) RETURNS text LANGUAGE sql AS $$
     SELECT format('SELECT * FROM leasehold.%I(%s)', p.proname, string_agg(format('%I => %s', a.name,
              CASE WHEN g.type = 'uuid' THEN format('test.id(%L)', g.name) WHEN g.type = 'text' THEN quote_literal(g.name)
                   ELSE quote_literal(CASE a.name WHEN 'provider' THEN 'fake' WHEN 'provider_lease_id' THEN 'sandbox://f' WHEN 'reason' THEN 'because' WHEN 'to_role' THEN 'regress_nobody'
-                                     WHEN 'from_role' THEN 'regress_viewer' WHEN 'name' THEN 'active_leases' WHEN 'plugin' THEN 'none' ELSE '{}' END) END), ', ' ORDER BY a.nr))
+                                     WHEN 'from_role' THEN 'regress_viewer' WHEN 'name' THEN 'active_leases' WHEN 'plugin' THEN 'none' WHEN 'shell' THEN 'true' ELSE '{}' END) END), ', ' ORDER BY a.nr))
       FROM pg_proc AS p JOIN arguments AS a ON a.oid = p.oid
       LEFT JOIN good AS g ON g.argument = a.name AND g.type = a.type AND g.company = CASE WHEN a.name = tried THEN owner ELSE 'acme' END
-     WHERE p.oid = function AND (a.required OR a.name = tried) GROUP BY p.proname $$;
+     -- a command is argv or shell: neither is required by itself
+     WHERE p.oid = function AND (a.required OR a.name = tried OR a.name = 'shell') GROUP BY p.proname $$;
 CREATE FUNCTION pg_temp.ending(statement text) RETURNS text LANGUAGE plpgsql AS $$
 DECLARE
     v_state text; v_message text; v_detail text; v_hint text;

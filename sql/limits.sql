@@ -284,8 +284,9 @@ SELECT test.quiet();
 SELECT test.fingerprint() AS before \gset
 SET ROLE regress_admin;
 SELECT test.refused('an unknown limit', $$SELECT leasehold.set_limit('leases', 1)$$, 'argument_invalid');
-SELECT test.refused('what nothing would limit yet: ' || n, format('SELECT leasehold.set_limit(%L, 1)', n), 'argument_invalid') FROM unnest(ARRAY['concurrent_commands', 'output_bytes', 'resolves_per_minute']) AS n;
-SELECT test.is('the hint tells which there are', e.hint, 'Allowed: active_leases, concurrent_calls, lease_ttl_max, lease_starts_per_minute.') FROM test.error($$SELECT leasehold.set_limit('output_bytes', 1)$$) AS e;
+SELECT test.refused('what nothing would limit yet', $$SELECT leasehold.set_limit('resolves_per_minute', 1)$$, 'argument_invalid');
+SELECT test.is('the hint tells which there are', e.hint, 'Allowed: active_leases, concurrent_calls, concurrent_commands, lease_ttl_max, lease_starts_per_minute, output_bytes.') FROM test.error($$SELECT leasehold.set_limit('resolves_per_minute', 1)$$) AS e;
+SELECT test.refused('per environment, what is counted per worker: ' || n, format('SELECT leasehold.set_limit(%L, 1, company => ''acme'', environment => ''tight'')', n), 'argument_invalid') FROM unnest(ARRAY['concurrent_calls', 'concurrent_commands']) AS n;
 SELECT test.refused('no name', $$SELECT leasehold.set_limit(NULL, 1)$$, 'argument_required');
 SELECT test.refused('less than nothing', $$SELECT leasehold.set_limit('active_leases', -1)$$, 'argument_invalid');
 SELECT test.refused('an environment of nobody', $$SELECT leasehold.set_limit('active_leases', 1, environment => 'tight')$$, 'argument_invalid');

@@ -59,6 +59,8 @@ INSERT INTO leasehold.leases (company_id, id, environment_id, config_version, pr
 SELECT test.id(c), test.id('m ' || s), test.id(c || ' plain'), 1, 'fake', '1 hour', s, 'released', 'delete', 'sandbox://matrix', test.id('m run'), now() + interval '1 hour', now(), now()
   FROM unnest(ARRAY['acme', 'beta']) AS c, unnest(ARRAY['active', 'irrevocable', 'released', 'retained']) AS s;
 INSERT INTO leasehold.lease_metadata (company_id, lease_id, metadata) SELECT test.id(c), test.id('m active'), '{"x": 1}' FROM unnest(ARRAY['acme', 'beta']) AS c;
+INSERT INTO leasehold.commands (company_id, id, lease_id, generation, provider, shell, status, outcome, finished_at) SELECT test.id(c), test.id('m command'), test.id('m active'), 1, 'fake', 'true', 'finished', 'exited', now() FROM unnest(ARRAY['acme', 'beta']) AS c;
+INSERT INTO leasehold.command_output SELECT test.id(c), test.id('m command'), 1, 'stdout', now(), 'x' FROM unnest(ARRAY['acme', 'beta']) AS c;
 INSERT INTO leasehold_internal.calls (company_id, subject_id, slot, operation, shard, state) SELECT test.id('acme'), test.id('m active'), 'op', 'release', 0, 'quarantined';
 INSERT INTO leasehold.audit_events (company_id, action, entity_type, entity_id) SELECT test.id(c), 'matrix', 'environment_lease', test.id('m active') FROM unnest(ARRAY['acme', 'beta']) AS c;
 
@@ -71,6 +73,9 @@ SELECT 'leasehold.' || r, 'ab', 'a', 'a', '-', '.', 'b'
 INSERT INTO wanted_reads VALUES
     -- what a provider says of a resource needs level user
     ('leasehold.lease_metadata', '.', 'a', '.', '-', '.', 'b'),
+    -- and so does what runs in it, and what that writes
+    ('leasehold.commands', '.', 'a', '.', '-', '.', 'b'),
+    ('leasehold.command_output', '.', 'a', '.', '-', '.', 'b'),
     ('leasehold.providers', '+', '+', '+', '-', '+', '+'),
     -- addresses and transports are no application's business
     ('leasehold.plugins', '.', '-', '.', '-', '-', '-');
@@ -101,7 +106,7 @@ $$;
 CREATE TEMP VIEW wanted_by_role AS
 SELECT w.relation, r.nr, r.role,
        CASE r.role WHEN 'regress_admin' THEN w.admin WHEN 'regress_manager' THEN w.member WHEN 'regress_user' THEN w.member
-            WHEN 'regress_viewer' THEN CASE WHEN w.relation = 'leasehold.lease_metadata' THEN '.' ELSE w.member END
+            WHEN 'regress_viewer' THEN CASE WHEN w.relation IN ('leasehold.lease_metadata', 'leasehold.commands', 'leasehold.command_output') THEN '.' ELSE w.member END
             WHEN 'regress_auditor' THEN w.auditor WHEN 'regress_resolver' THEN w.resolver WHEN 'regress_nobody' THEN w.nobody
             WHEN 'regress_beta' THEN w.beta ELSE '-' END AS wanted
   FROM wanted_reads AS w, roles AS r;
@@ -149,7 +154,7 @@ INSERT INTO wanted_calls SELECT f, 'admin' FROM unnest(ARRAY['create_company', '
     'drain_installation', 'allow_host', 'takeover_installation', 'fork_installation', 'doctor', 'import_lease']) AS f;
 INSERT INTO wanted_calls SELECT f, 'app' FROM unnest(ARRAY['upsert_agent', 'archive_agent', 'upsert_project', 'upsert_routine', 'upsert_execution_workspace', 'upsert_issue',
     'create_environment', 'update_environment', 'archive_environment', 'delete_environment', 'request_lease', 'wait_for_lease', 'renew_lease', 'release_lease',
-    'release_run_leases', 'destroy_reusable_leases', 'start_run', 'heartbeat', 'finish_run']) AS f;
+    'release_run_leases', 'destroy_reusable_leases', 'start_run', 'heartbeat', 'finish_run', 'start_command', 'wait_for_command', 'read_output', 'cancel_command']) AS f;
 INSERT INTO wanted_calls SELECT f, 'admin app' FROM unnest(ARRAY['grant_company', 'destroy_lease', 'retry_lease', 'write_off_lease', 'release_quarantine']) AS f;
 INSERT INTO wanted_calls SELECT f, 'admin app auditor' FROM unnest(ARRAY['environment_impact', 'status']) AS f;
 INSERT INTO wanted_calls SELECT f, 'admin app auditor resolver' FROM unnest(ARRAY['use_company', 'pre_request', 'invitations', 'accept_company', 'revoke_company']) AS f;
@@ -192,6 +197,10 @@ INSERT INTO wanted_levels (statement, level, admin) VALUES
     ($$leasehold.retry_lease(test.id('m irrevocable'), company => 'acme')$$, 'user', 'ok'),
     ($$leasehold.release_run_leases(test.id('m run'), company => 'acme')$$, 'user', '42501'),
     ($$leasehold.destroy_reusable_leases(issue_id => test.id('m issue'), company => 'acme')$$, 'user', '42501'),
+    ($$leasehold.start_command(test.id('m active'), shell => 'true', company => 'acme')$$, 'user', '42501'),
+    ($$leasehold.wait_for_command(test.id('m command'), company => 'acme')$$, 'user', '42501'),
+    ($$leasehold.read_output(test.id('m command'), company => 'acme')$$, 'user', '42501'),
+    ($$leasehold.cancel_command(test.id('m command'), company => 'acme')$$, 'user', '42501'),
     ($$leasehold.start_run(company => 'acme')$$, 'user', '42501'),
     ($$leasehold.heartbeat(test.id('m run'), company => 'acme')$$, 'user', '42501'),
     ($$leasehold.finish_run(test.id('m run'), company => 'acme')$$, 'user', '42501'),

@@ -56,7 +56,7 @@ INSERT INTO test.error_codes VALUES
     ('agent_not_found', 'PT404'), ('project_not_found', 'PT404'), ('issue_not_found', 'PT404'),
     ('execution_workspace_not_found', 'PT404'), ('run_not_found', 'PT404'), ('routine_not_found', 'PT404'),
     ('environment_not_found', 'PT404'), ('plugin_not_found', 'PT404'), ('provider_not_found', 'PT404'),
-    ('lease_not_found', 'PT404'), ('call_not_found', 'PT404'),
+    ('lease_not_found', 'PT404'), ('call_not_found', 'PT404'), ('command_not_found', 'PT404'),
     ('argument_required', '22023'), ('argument_invalid', '22023'), ('argument_too_large', '22023'),
     ('key_invalid', '22023'), ('config_invalid', '22023'), ('manifest_invalid', '22023'),
     ('transport_invalid', '22023'), ('company_ambiguous', '22023'),

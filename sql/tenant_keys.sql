@@ -33,11 +33,13 @@ SELECT test.is('and in every foreign key, on both sides', string_agg(t.name || '
     OR k.confrelid <> 'leasehold.companies'::regclass AND r.oid IS NULL;
 SELECT test.is('columns that name another row have a foreign key', string_agg(t.name || '.' || a.attname, ', ' ORDER BY t.name, a.attname), NULL)
   FROM tenant_tables AS t JOIN pg_attribute AS a ON a.attrelid = t.oid
- WHERE a.attname IN ('environment_id', 'agent_id', 'issue_id', 'run_id', 'project_id', 'routine_id', 'execution_workspace_id', 'lease_id', 'retry_of_run_id')
+ WHERE a.attname IN ('environment_id', 'agent_id', 'issue_id', 'run_id', 'project_id', 'routine_id', 'execution_workspace_id', 'lease_id', 'retry_of_run_id', 'command_id')
    -- events outlive what they are about; limits and starts may be about everything
    AND t.name NOT LIKE 'leasehold.audit\_events%' AND t.name NOT IN ('leasehold.limits', 'leasehold_internal.lease_starts')
    -- a table that refers to itself could not be dumped without a warning; only lose_runs() writes this one
    AND a.attname <> 'retry_of_run_id'
+   -- of a command they are copies of its lease's, to be found by: its key to the lease is enough
+   AND NOT (t.name = 'leasehold.commands' AND a.attname IN ('agent_id', 'issue_id', 'run_id'))
    AND NOT EXISTS (SELECT FROM pg_constraint AS k WHERE k.conrelid = t.oid AND k.contype = 'f' AND a.attnum = ANY (k.conkey));
 
 -- By trying, as a superuser: beta's rows are not there for acme.
@@ -51,6 +53,12 @@ SELECT test.fails('a run with beta''s ' || c, format('INSERT INTO leasehold_inte
 SELECT test.fails('an issue of beta''s ' || c, format('INSERT INTO leasehold_internal.issues (company_id, id, title, %I) VALUES (test.id(''acme''), test.id(''cross''), ''x'', test.id(%L))', c, k), '23503')
   FROM (VALUES ('project_id', 'beta project'), ('execution_workspace_id', 'beta ws')) AS v (c, k);
 SELECT test.fails('a configuration of beta''s environment', $$INSERT INTO leasehold_internal.environment_configs (company_id, environment_id, version, provider, config) VALUES (test.id('acme'), test.id('beta plain'), 9, 'fake', '{}')$$, '23503');
+INSERT INTO leasehold.leases (company_id, id, config_version, provider, ttl, status) VALUES (test.id('beta'), test.id('beta lease'), 1, 'fake', '1 hour', 'released');
+INSERT INTO leasehold.commands (company_id, id, lease_id, generation, provider, shell) VALUES (test.id('beta'), test.id('beta command'), test.id('beta lease'), 1, 'fake', 'true');
+SELECT test.fails('a command in beta''s lease', $$INSERT INTO leasehold.commands (company_id, id, lease_id, generation, provider, shell) VALUES (test.id('acme'), test.id('cross'), test.id('beta lease'), 1, 'fake', 'true')$$, '23503');
+SELECT test.fails('output of beta''s command', $$INSERT INTO leasehold.command_output VALUES (test.id('acme'), test.id('beta command'), 1, 'stdout', now(), 'x')$$, '23503');
+SELECT test.fails('input of beta''s command', $$INSERT INTO leasehold_internal.command_inputs VALUES (test.id('acme'), test.id('beta command'), 'x')$$, '23503');
+DELETE FROM leasehold.leases WHERE id = test.id('beta lease');
 SELECT test.fails('a company of nobody', $$INSERT INTO leasehold_internal.agents (company_id, id, name) VALUES (test.id('nobody'), test.id('cross'), 'x')$$, '23503');
 
 -- One resource, one lease, whatever the companies: both inserted by hand.

@@ -17,6 +17,8 @@ SELECT leasehold.upsert_agent(test.id('v agent'), 'zeta agent', 'zeta_adapter', 
    AND leasehold.request_lease('zeta-v-env', lease_id => test.id('v failed'), acquire_timeout => '10 seconds') IS NOT NULL AS made;
 SELECT test.is('active', (leasehold.wait_for_lease(test.id('v lease'), '30 seconds')).status, 'active');
 SELECT test.is('failed', (leasehold.wait_for_lease(test.id('v failed'), '30 seconds')).status, 'failed');
+SELECT leasehold.start_command(test.id('v lease'), shell => 'echo zeta', cwd => 'zeta', env => '{"ZETA": "zeta"}', command_id => test.id('v command')) IS NOT NULL AS started;
+SELECT test.is('it wrote', string_agg(o.text, ''), E'zeta\n') FROM leasehold.wait_for_command(test.id('v command'), '30 seconds'), leasehold.read_output(test.id('v command')) AS o;
 RESET ROLE;
 SELECT leasehold.allow_provider('zeta', 'fake'), leasehold.set_limit('lease_starts_per_minute', 77, company => 'zeta', environment => 'zeta-v-env');
 SELECT leasehold.grant_company('zeta', 'regress_both', 'user');
@@ -44,7 +46,7 @@ GRANT SELECT ON sources TO PUBLIC;
 CREATE FUNCTION pg_temp.all_tell(OUT told text, OUT asked bigint) LANGUAGE sql AS $$ SELECT string_agg(s.what || ': ' || t.tells, ', '), count(*) FROM sources AS s, LATERAL (SELECT pg_temp.tells(s.what)) AS t (tells) $$;
 SET ROLE regress_zeta;
 SELECT test.is('zeta itself is told', (SELECT string_agg(s.what, ', ' ORDER BY s.what) FROM sources AS s WHERE pg_temp.tells(s.what) IS NOT NULL),
-    'leasehold.acting_role(), leasehold.active_leases, leasehold.agents, leasehold.audit_events, leasehold.companies, leasehold.company_members, leasehold.environments, leasehold.execution_workspaces, leasehold.issues, '
+    'leasehold.acting_role(), leasehold.active_leases, leasehold.agents, leasehold.audit_events, leasehold.command_output, leasehold.commands, leasehold.companies, leasehold.company_members, leasehold.environments, leasehold.execution_workspaces, leasehold.issues, '
     'leasehold.lease_metadata, leasehold.lease_timeline, leasehold.leases, leasehold.limits, leasehold.projects, leasehold.provider_access, leasehold.routines, leasehold.runs, leasehold.status(), leasehold.visible_companies()');
 SET ROLE regress_manager;
 SELECT test.is('acme''s manager', a.told, NULL) FROM pg_temp.all_tell() AS a;
@@ -98,6 +100,7 @@ CREATE FUNCTION pg_temp.says(statement text) RETURNS text LANGUAGE sql AS $$
 SET ROLE regress_manager;
 SELECT test.is('of ' || count(*) || ' errors none tells', string_agg(pg_temp.says(s), ', '), NULL)
   FROM unnest(ARRAY[format('SELECT leasehold.renew_lease(%L)', test.id('v lease')), format('SELECT leasehold.wait_for_lease(%L)', test.id('v lease')), format('SELECT leasehold.release_lease(%L)', test.id('v lease')),
+    format('SELECT leasehold.start_command(%L, shell => ''true'')', test.id('v lease')), format('SELECT leasehold.wait_for_command(%L)', test.id('v command')), format('SELECT leasehold.read_output(%L)', test.id('v command')), format('SELECT leasehold.cancel_command(%L)', test.id('v command')),
     format('SELECT leasehold.request_lease(''plain'', run_id => %L)', test.id('v run')), format('SELECT leasehold.request_lease(''plain'', agent_id => %L)', test.id('v agent')),
     'SELECT leasehold.request_lease(''zeta-v-env'')', 'SELECT leasehold.use_company(''zeta'')',
     'SELECT leasehold.revoke_company(''acme'', ''regress_zeta'')', 'SELECT leasehold.create_environment(''plain'', ''fake'')']) AS s;

@@ -42,6 +42,7 @@ static void take_back(Claims *claims, int i);
 static void postpone_work(void *arg);
 static TimestampTz give_up_taken(Claims *claims);
 static void start_claimed(Claims *claims);
+static void abandon_command(const QueueKey *key);
 
 void
 claims_init(Claims *claims, TimestampTz now)
@@ -335,10 +336,26 @@ start_claimed(Claims *claims)
 		worker.shared->started_calls++;
 		if (call->outcome != OUTCOME_NONE)
 		{
+			if (call->key.slot == SLOT_CANCEL && strcmp(call->code, "lease_ended") == 0)
+				abandon_command(&call->key);
 			call->not_asked = true;
 			worker_call_finished(call);
 		}
 		else
 			provider_start(call);
 	}
+}
+
+/* If it is out still: with its lease gone, its end may never come. */
+static void
+abandon_command(const QueueKey *key)
+{
+	Call	   *call = command_find(key);
+
+	if (call == NULL)
+		return;
+	provider_abandon(call);
+	call->not_asked = true;
+	call_set_outcome(call, OUTCOME_UNKNOWN, "lease_ended", "the lease ended, and the command did not");
+	worker_call_finished(call);
 }

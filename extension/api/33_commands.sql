@@ -145,8 +145,8 @@ BEGIN
     PERFORM leasehold_internal.check_interval('timeout', start_command.timeout, '0.1 seconds', '365 days');
     IF start_command.cwd = '' THEN
         PERFORM leasehold_internal.refuse('argument_invalid', 'argument "cwd" must not be empty');
-    ELSIF pg_catalog.octet_length(start_command.stdin) > 1048576 THEN
-        PERFORM leasehold_internal.refuse('argument_too_large', 'argument "stdin" is too large', 'The limit is 1048576 bytes.');
+    ELSIF pg_catalog.octet_length(start_command.stdin) > 1000000 THEN
+        PERFORM leasehold_internal.refuse('argument_too_large', 'argument "stdin" is too large', 'The limit is 1000000 bytes.');
     ELSIF EXISTS (SELECT FROM pg_catalog.jsonb_each(start_command.env) AS e WHERE pg_catalog.jsonb_typeof(e.value) <> 'string') THEN
         PERFORM leasehold_internal.refuse('argument_invalid', 'argument "env" holds a reference to a secret',
             'Commands take values only.');
@@ -228,11 +228,15 @@ CREATE FUNCTION leasehold_internal.cancel_commands(company_ids uuid[], command_i
 DECLARE
     v_count integer;
 BEGIN
+    -- first the locks, then, in a later snapshot, the rows
+    PERFORM FROM (SELECT * FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(command_ids)) AS k (company_id, id)
+                   ORDER BY 1, 2) AS w
+     CROSS JOIN LATERAL (SELECT x.id FROM leasehold.commands AS x
+                          WHERE x.company_id = w.company_id AND x.id = w.id FOR NO KEY UPDATE) AS c;
     WITH target AS (
-        SELECT c.* FROM (SELECT * FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(command_ids)) AS k (company_id, id)
-                          ORDER BY 1, 2) AS w
+        SELECT c.* FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(command_ids)) AS w (company_id, id)
          CROSS JOIN LATERAL (SELECT * FROM leasehold.commands AS x
-                              WHERE x.company_id = w.company_id AND x.id = w.id FOR NO KEY UPDATE) AS c
+                              WHERE x.company_id = w.company_id AND x.id = w.id OFFSET 0) AS c
          WHERE c.status <> 'finished' AND c.cancel_requested_at IS NULL
     ), never_sent AS (
         DELETE FROM leasehold_internal.calls AS q
@@ -272,6 +276,12 @@ $$;
 COMMENT ON FUNCTION leasehold_internal.cancel_commands(uuid[], uuid[], text) IS
     'Ends commands before their time, or has the workers do it; returns how many';
 
+CREATE FUNCTION leasehold_internal.may_have_commands(status leasehold.lease_status) RETURNS boolean
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN status IN ('active', 'releasing', 'pending_cleanup');
+COMMENT ON FUNCTION leasehold_internal.may_have_commands(leasehold.lease_status) IS
+    'Whether something may run in a lease of this status, and its end be seen';
+
 -- With a lease its commands end.  Its resource is not removed at once then: they
 -- get a moment, so that the rest of their output and their end are seen.
 CREATE FUNCTION leasehold_internal.end_commands(company_ids uuid[], lease_ids uuid[]) RETURNS void
@@ -304,12 +314,15 @@ CREATE FUNCTION leasehold_internal.cancel_command(command_id uuid, reason text D
 #variable_conflict use_column
 DECLARE
     v_company uuid := leasehold_internal.enter_company(cancel_command.company, 'user');
+    v_lease   uuid;
 BEGIN
     PERFORM leasehold_internal.check_text('reason', cancel_command.reason, 1000);
-    PERFORM FROM leasehold.commands AS c WHERE c.company_id = v_company AND c.id = cancel_command.command_id;
+    SELECT c.lease_id INTO v_lease FROM leasehold.commands AS c WHERE c.company_id = v_company AND c.id = cancel_command.command_id;
     IF NOT FOUND THEN
         PERFORM leasehold_internal.refuse_unknown_command(cancel_command.command_id);
     END IF;
+    -- what a worker has got the lock of it can write, with all that belongs to it
+    PERFORM leasehold_internal.lock_lease(v_company, v_lease);
     PERFORM leasehold_internal.cancel_commands(ARRAY[v_company], ARRAY[cancel_command.command_id],
         COALESCE(cancel_command.reason, 'cancelled'));
     PERFORM leasehold_internal.warn_if_unserved();
@@ -369,7 +382,7 @@ BEGIN
     END IF;
     done := v_finished OR EXISTS (
         SELECT FROM leasehold.command_output AS o
-         WHERE o.company_id = output_state.company_id AND o.command_id = output_state.command_id AND o.seq > output_state.after);
+         WHERE o.company_id = output_state.company_id AND o.command_id = output_state.command_id AND o.seq > COALESCE(output_state.after, 0));
 END
 $$;
 COMMENT ON FUNCTION leasehold_internal.output_state(uuid, bigint, text) IS 'What read_output() waits for';
@@ -385,7 +398,7 @@ DECLARE
 BEGIN
     FOR seq, stream, data, at IN
         SELECT o.seq, o.stream, o.data, o.at FROM leasehold.command_output AS o
-         WHERE o.company_id = v_company AND o.command_id = output_rows.command_id AND o.seq > output_rows.after
+         WHERE o.company_id = v_company AND o.command_id = output_rows.command_id AND o.seq > COALESCE(output_rows.after, 0)
          ORDER BY o.seq
     LOOP
         "text" := leasehold_internal.output_text(data);

@@ -383,6 +383,7 @@ BEGIN
       FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids), pg_catalog.unnest(v_locked))
            AS a (company_id, id, locked)
       LEFT JOIN lease AS l ON l.company_id = a.company_id AND l.id = a.id;
+    PERFORM leasehold_internal.abandon_commands(company_ids, subject_ids);
 END
 $$;
 COMMENT ON FUNCTION leasehold_internal.complete_calls(bigint, uuid[], uuid[], integer[], text[], text[], text[],

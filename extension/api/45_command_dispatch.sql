@@ -115,6 +115,7 @@ BEGIN
             WHEN p.key IS NULL OR c.slot = 'command' AND g.status = 'disabled' THEN 'provider_unusable'
             WHEN l.generation <> k.generation OR NOT leasehold_internal.may_have_resource(l.status) THEN 'lease_ended'
             WHEN c.slot = 'command' AND l.status <> 'active' THEN 'lease_ended'
+            WHEN k.status <> 'finished' AND NOT leasehold_internal.may_have_commands(l.status) THEN 'lease_ended'
             WHEN c.slot = 'cancel' AND k.status = 'finished' AND k.outcome NOT IN ('lost', 'unknown') THEN 'subject_gone'
             END) AS v (code);
 END
@@ -246,7 +247,8 @@ BEGIN
         -- it may be running still, for nobody
         INSERT INTO leasehold_internal.calls (company_id, subject_id, slot, operation, provider, shard, generation)
         SELECT k.company_id, k.id, 'cancel', 'cancel_command', k.provider, leasehold_internal.shard_of(k.company_id), k.generation
-          FROM command AS k WHERE k.outcome IN ('lost', 'unknown')
+          FROM command AS k JOIN leasehold.leases AS l ON l.company_id = k.company_id AND l.id = k.lease_id
+         WHERE k.outcome IN ('lost', 'unknown') AND leasehold_internal.may_have_resource(l.status)
         ON CONFLICT DO NOTHING
     ), lease AS (
         UPDATE leasehold.leases AS l SET last_used_at = pg_catalog.clock_timestamp()
@@ -299,6 +301,21 @@ $$;
 COMMENT ON FUNCTION leasehold_internal.hurry_removal(uuid[], uuid[]) IS
     'Has resources removed whose last command has ended';
 
+-- What runs on in a lease that is over, though it was told to end: nobody waits for
+-- its end any more.  Whoever claims such a call abandons the command.
+CREATE FUNCTION leasehold_internal.abandon_commands(company_ids uuid[], lease_ids uuid[]) RETURNS void
+    LANGUAGE sql VOLATILE AS $$
+    INSERT INTO leasehold_internal.calls AS c (company_id, subject_id, slot, operation, provider, shard, generation)
+    SELECT k.company_id, k.id, 'cancel', 'cancel_command', k.provider, leasehold_internal.shard_of(k.company_id), k.generation
+      FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(lease_ids)) AS w (company_id, id)
+      JOIN leasehold.commands AS k ON k.company_id = w.company_id AND k.lease_id = w.id AND k.status <> 'finished'
+      JOIN leasehold.leases AS l ON l.company_id = w.company_id AND l.id = w.id
+     WHERE NOT leasehold_internal.may_have_commands(l.status)
+    ON CONFLICT (company_id, subject_id, slot) DO UPDATE SET due_at = excluded.due_at WHERE c.state = 'queued'
+$$;
+COMMENT ON FUNCTION leasehold_internal.abandon_commands(uuid[], uuid[]) IS
+    'Has the workers abandon commands that did not end with their lease';
+
 -- Answers about commands that are to be ended.  What cannot be told to the
 -- provider is given up in the end: with the lease, the command ends anyway.
 CREATE FUNCTION leasehold_internal.complete_cancels(
@@ -309,8 +326,11 @@ CREATE FUNCTION leasehold_internal.complete_cancels(
 BEGIN
     WITH answer AS (
         SELECT c.company_id, c.subject_id, c.attempts, c.provider, a.message, a.retry_after_ms, a.outcome,
-               k.status = 'finished' AND k.outcome NOT IN ('lost', 'unknown') AS needless,
-               a.outcome IN ('ok', 'gone', 'failed') OR c.attempts >= tries AS over, k.lease_id
+               k.status = 'finished' AND k.outcome NOT IN ('lost', 'unknown')
+               OR NOT leasehold_internal.may_have_resource(l.status) AND a.outcome = 'failed' AS needless,
+               -- a command that is told to end, and does not, is abandoned with the next
+               (a.outcome IN ('ok', 'gone') AND (k.status = 'finished' OR leasehold_internal.may_have_commands(l.status)))
+               OR a.outcome = 'failed' OR c.attempts >= tries AS over, k.lease_id
           FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids), pg_catalog.unnest(outcomes),
                           pg_catalog.unnest(messages), pg_catalog.unnest(retry_after_ms))
                AS a (company_id, id, outcome, message, retry_after_ms)
@@ -318,6 +338,8 @@ BEGIN
                               WHERE x.company_id = a.company_id AND x.subject_id = a.id AND x.slot = 'cancel' OFFSET 0) AS c
          CROSS JOIN LATERAL (SELECT * FROM leasehold.commands AS x
                               WHERE x.company_id = a.company_id AND x.id = a.id OFFSET 0) AS k
+         CROSS JOIN LATERAL (SELECT x.status FROM leasehold.leases AS x
+                              WHERE x.company_id = k.company_id AND x.id = k.lease_id OFFSET 0) AS l
          WHERE c.state = 'started' AND c.worker_epoch = epoch
     ), done AS (
         DELETE FROM leasehold_internal.calls AS c USING answer AS a
@@ -363,13 +385,20 @@ BEGIN
     ), command AS (
         UPDATE leasehold.commands AS k
            SET status = 'finished', finished_at = pg_catalog.clock_timestamp(),
-               outcome = CASE WHEN EXISTS (SELECT FROM leasehold.command_output AS o
-                                            WHERE o.company_id = k.company_id AND o.command_id = k.id)
-                              THEN 'lost' ELSE 'unknown' END,
+               outcome = CASE WHEN w.pieces > 0 THEN 'lost' ELSE 'unknown' END,
+               -- as far as is known
+               stdout_bytes = w.stdout, stderr_bytes = w.stderr, output_truncated = w.truncated,
                failure_code = CASE WHEN t.was_called THEN 'worker_ended' ELSE 'dispatch_lost' END,
                failure_reason = CASE WHEN t.was_called THEN 'the worker ended before the answer came'
                                      ELSE 'the database was restored meanwhile' END
-          FROM target AS t WHERE k.company_id = t.company_id AND k.id = t.id
+          FROM target AS t
+         CROSS JOIN LATERAL (SELECT pg_catalog.count(*),
+                                    COALESCE(pg_catalog.sum(pg_catalog.octet_length(o.data)) FILTER (WHERE o.stream = 'stdout'), 0),
+                                    COALESCE(pg_catalog.sum(pg_catalog.octet_length(o.data)) FILTER (WHERE o.stream = 'stderr'), 0),
+                                    COALESCE(pg_catalog.bool_or(o.stream = 'notice'), false)
+                               FROM leasehold.command_output AS o
+                              WHERE o.company_id = t.company_id AND o.command_id = t.id) AS w (pieces, stdout, stderr, truncated)
+         WHERE k.company_id = t.company_id AND k.id = t.id
         RETURNING k.*
     ), call AS (
         DELETE FROM leasehold_internal.calls AS c
@@ -380,7 +409,8 @@ BEGIN
     ), cancel AS (
         INSERT INTO leasehold_internal.calls (company_id, subject_id, slot, operation, provider, shard, generation)
         SELECT k.company_id, k.id, 'cancel', 'cancel_command', k.provider, leasehold_internal.shard_of(k.company_id), k.generation
-          FROM command AS k
+          FROM command AS k JOIN leasehold.leases AS l ON l.company_id = k.company_id AND l.id = k.lease_id
+         WHERE leasehold_internal.may_have_resource(l.status)
         ON CONFLICT DO NOTHING
     ), event AS (
         INSERT INTO leasehold.audit_events (company_id, action, entity_type, entity_id, agent_id, issue_id, run_id, details)

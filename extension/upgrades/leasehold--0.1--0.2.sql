@@ -670,8 +670,8 @@ BEGIN
     PERFORM leasehold_internal.check_interval('timeout', start_command.timeout, '0.1 seconds', '365 days');
     IF start_command.cwd = '' THEN
         PERFORM leasehold_internal.refuse('argument_invalid', 'argument "cwd" must not be empty');
-    ELSIF pg_catalog.octet_length(start_command.stdin) > 1048576 THEN
-        PERFORM leasehold_internal.refuse('argument_too_large', 'argument "stdin" is too large', 'The limit is 1048576 bytes.');
+    ELSIF pg_catalog.octet_length(start_command.stdin) > 1000000 THEN
+        PERFORM leasehold_internal.refuse('argument_too_large', 'argument "stdin" is too large', 'The limit is 1000000 bytes.');
     ELSIF EXISTS (SELECT FROM pg_catalog.jsonb_each(start_command.env) AS e WHERE pg_catalog.jsonb_typeof(e.value) <> 'string') THEN
         PERFORM leasehold_internal.refuse('argument_invalid', 'argument "env" holds a reference to a secret',
             'Commands take values only.');
@@ -756,11 +756,15 @@ CREATE FUNCTION leasehold_internal.cancel_commands(company_ids uuid[], command_i
 DECLARE
     v_count integer;
 BEGIN
+    -- first the locks, then, in a later snapshot, the rows
+    PERFORM FROM (SELECT * FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(command_ids)) AS k (company_id, id)
+                   ORDER BY 1, 2) AS w
+     CROSS JOIN LATERAL (SELECT x.id FROM leasehold.commands AS x
+                          WHERE x.company_id = w.company_id AND x.id = w.id FOR NO KEY UPDATE) AS c;
     WITH target AS (
-        SELECT c.* FROM (SELECT * FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(command_ids)) AS k (company_id, id)
-                          ORDER BY 1, 2) AS w
+        SELECT c.* FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(command_ids)) AS w (company_id, id)
          CROSS JOIN LATERAL (SELECT * FROM leasehold.commands AS x
-                              WHERE x.company_id = w.company_id AND x.id = w.id FOR NO KEY UPDATE) AS c
+                              WHERE x.company_id = w.company_id AND x.id = w.id OFFSET 0) AS c
          WHERE c.status <> 'finished' AND c.cancel_requested_at IS NULL
     ), never_sent AS (
         DELETE FROM leasehold_internal.calls AS q
@@ -801,6 +805,13 @@ $$;
 COMMENT ON FUNCTION leasehold_internal.cancel_commands(uuid[], uuid[], text) IS
     'Ends commands before their time, or has the workers do it; returns how many';
 
+CREATE FUNCTION leasehold_internal.may_have_commands(status leasehold.lease_status) RETURNS boolean
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN status IN ('active', 'releasing', 'pending_cleanup');
+
+COMMENT ON FUNCTION leasehold_internal.may_have_commands(leasehold.lease_status) IS
+    'Whether something may run in a lease of this status, and its end be seen';
+
 -- With a lease its commands end.  Its resource is not removed at once then: they
 -- get a moment, so that the rest of their output and their end are seen.
 CREATE FUNCTION leasehold_internal.end_commands(company_ids uuid[], lease_ids uuid[]) RETURNS void
@@ -834,12 +845,15 @@ CREATE FUNCTION leasehold_internal.cancel_command(command_id uuid, reason text D
 #variable_conflict use_column
 DECLARE
     v_company uuid := leasehold_internal.enter_company(cancel_command.company, 'user');
+    v_lease   uuid;
 BEGIN
     PERFORM leasehold_internal.check_text('reason', cancel_command.reason, 1000);
-    PERFORM FROM leasehold.commands AS c WHERE c.company_id = v_company AND c.id = cancel_command.command_id;
+    SELECT c.lease_id INTO v_lease FROM leasehold.commands AS c WHERE c.company_id = v_company AND c.id = cancel_command.command_id;
     IF NOT FOUND THEN
         PERFORM leasehold_internal.refuse_unknown_command(cancel_command.command_id);
     END IF;
+    -- what a worker has got the lock of it can write, with all that belongs to it
+    PERFORM leasehold_internal.lock_lease(v_company, v_lease);
     PERFORM leasehold_internal.cancel_commands(ARRAY[v_company], ARRAY[cancel_command.command_id],
         COALESCE(cancel_command.reason, 'cancelled'));
     PERFORM leasehold_internal.warn_if_unserved();
@@ -903,7 +917,7 @@ BEGIN
     END IF;
     done := v_finished OR EXISTS (
         SELECT FROM leasehold.command_output AS o
-         WHERE o.company_id = output_state.company_id AND o.command_id = output_state.command_id AND o.seq > output_state.after);
+         WHERE o.company_id = output_state.company_id AND o.command_id = output_state.command_id AND o.seq > COALESCE(output_state.after, 0));
 END
 $$;
 
@@ -920,7 +934,7 @@ DECLARE
 BEGIN
     FOR seq, stream, data, at IN
         SELECT o.seq, o.stream, o.data, o.at FROM leasehold.command_output AS o
-         WHERE o.company_id = v_company AND o.command_id = output_rows.command_id AND o.seq > output_rows.after
+         WHERE o.company_id = v_company AND o.command_id = output_rows.command_id AND o.seq > COALESCE(output_rows.after, 0)
          ORDER BY o.seq
     LOOP
         "text" := leasehold_internal.output_text(data);
@@ -975,6 +989,286 @@ BEGIN
                        'instanceInfo', pg_catalog.jsonb_build_object('instanceId', installation_id, 'hostVersion',
                            (SELECT x.extversion || '.0' FROM pg_catalog.pg_extension AS x WHERE x.extname = 'leasehold')))
               FROM leasehold.plugins AS g WHERE g.key = plugin);
+END
+$$;
+
+-- Applies answers.  Returns for each what became of it: applied; locked (by a
+-- user: hand it in again a little later); or stale (it is of an older
+-- generation or epoch, and was ignored).  ended says that a place became free.
+CREATE OR REPLACE FUNCTION leasehold_internal.complete_calls(
+        epoch bigint, company_ids uuid[], subject_ids uuid[], generations integer[], outcomes text[],
+        provider_lease_ids text[], metadatas text[], expirations timestamptz[], codes text[], messages text[],
+        retry_after_ms bigint[], base_ms integer, most_ms integer, acquire_attempts integer, cleanup_attempts integer)
+    RETURNS TABLE (company_id uuid, subject_id uuid, applied text, ended boolean)
+    LANGUAGE plpgsql VOLATILE ROWS 100 AS $$
+#variable_conflict use_column
+DECLARE
+    v_locked   smallint[];
+    v_got      record;
+    v_busy     integer;
+    v_ceilings boolean := EXISTS (SELECT FROM leasehold.limits AS m WHERE m.name = 'lease_ttl_max');
+BEGIN
+    -- first the locks, then, in a later snapshot, the rows
+    -- (1: locked; 0: somebody else has it locked; NULL: there is no such lease)
+    SELECT pg_catalog.array_agg(CASE WHEN l.id IS NOT NULL THEN 1 WHEN e.id IS NOT NULL THEN 0 END ORDER BY w.nr)
+      INTO v_locked
+      FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids)) WITH ORDINALITY AS w (company_id, id, nr)
+      LEFT JOIN LATERAL (SELECT x.id FROM leasehold.leases AS x
+                          WHERE x.company_id = w.company_id AND x.id = w.id
+                            FOR NO KEY UPDATE SKIP LOCKED) AS l ON true
+      LEFT JOIN LATERAL (SELECT x.id FROM leasehold.leases AS x
+                          WHERE l.id IS NULL AND x.company_id = w.company_id AND x.id = w.id OFFSET 0) AS e ON true;
+
+    SELECT pg_catalog.array_agg(a.nr::integer) AS places, pg_catalog.array_agg(l.provider::text) AS providers,
+           pg_catalog.array_agg(a.provider_lease_id) AS resources,
+           pg_catalog.array_agg(l.company_id) AS companies, pg_catalog.array_agg(l.id) AS ids
+      INTO v_got
+      FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids), pg_catalog.unnest(generations),
+                      pg_catalog.unnest(outcomes), pg_catalog.unnest(provider_lease_ids), pg_catalog.unnest(v_locked))
+           WITH ORDINALITY AS a (company_id, id, generation, outcome, provider_lease_id, locked, nr)
+     CROSS JOIN LATERAL (SELECT * FROM leasehold.leases AS x
+                          WHERE x.company_id = a.company_id AND x.id = a.id OFFSET 0) AS l
+     CROSS JOIN LATERAL (SELECT * FROM leasehold_internal.calls AS x
+                          WHERE x.company_id = a.company_id AND x.subject_id = a.id AND x.slot = 'op' OFFSET 0) AS c
+     WHERE a.locked = 1 AND a.outcome = 'ok' AND a.provider_lease_id IS NOT NULL AND l.generation = a.generation
+       AND (c.operation = 'acquire' OR c.operation = 'resume' AND a.provider_lease_id <> l.provider_lease_id)
+       AND c.state = 'started' AND c.worker_epoch = epoch;
+    IF v_got.places IS NOT NULL THEN
+        FOREACH v_busy IN ARRAY leasehold_internal.claim_resources(v_got.providers, v_got.resources, v_got.companies,
+                                                                   v_got.ids) LOOP
+            v_locked[v_got.places[v_busy]] := 0;
+        END LOOP;
+    END IF;
+
+    RETURN QUERY
+    WITH found AS MATERIALIZED (
+        SELECT a.company_id, a.id, a.generation, a.provider_lease_id, a.metadata, a.expires_at, a.retry_after_ms,
+               CASE WHEN o.other THEN 'failed' ELSE a.outcome END AS outcome,
+               CASE WHEN o.other THEN 'another_resource' ELSE a.code END AS code,
+               CASE WHEN o.other THEN pg_catalog.format('the provider answered with another resource, "%s"', a.provider_lease_id)
+                    ELSE a.message END AS message,
+               l.status AS old_status, l.provider, l.provider_lease_id AS old_resource,
+               c.operation, c.look_up, c.attempts, c.attempts - c.throttled AS tries, c.last_error,
+               CASE WHEN c.operation = 'acquire' AND a.outcome = 'ok' AND l.policy = 'reuse_by_environment'
+                         AND l.adapter_type IS NULL
+                    THEN COALESCE(pg_catalog.left(a.metadata::jsonb ->> 'adapterType', 200), '') END AS new_adapter,
+               COALESCE(c.payload ? 'destroy', false) AS then_destroy, COALESCE(c.payload ? 'limit', false) AS no_place,
+               -- what was destroyed is not parked, even if it should have been
+               c.operation = 'release' AND a.outcome = 'ok' AND l.end_status = 'retained' AS parked,
+               -- during a look-up the lease remembers how often it was asked for
+               (l.acquire_by IS NULL OR l.acquire_by > pg_catalog.clock_timestamp())
+               AND (NOT c.look_up OR l.attempts < acquire_attempts) AS in_time,
+               CASE WHEN a.outcome = 'unknown' THEN leasehold_internal.provider_looks_up(l.provider) END AS looks_up,
+               CASE WHEN a.outcome = 'ok' AND c.operation = 'acquire' AND a.provider_lease_id IS NOT NULL THEN
+                    NOT EXISTS (SELECT FROM leasehold_internal.provider_resources AS r
+                                 WHERE r.provider = l.provider AND r.provider_lease_id = a.provider_lease_id
+                                   AND r.company_id = l.company_id AND r.lease_id = l.id) END AS taken
+          FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids), pg_catalog.unnest(generations),
+                          pg_catalog.unnest(outcomes), pg_catalog.unnest(provider_lease_ids), pg_catalog.unnest(metadatas),
+                          pg_catalog.unnest(expirations), pg_catalog.unnest(codes), pg_catalog.unnest(messages),
+                          pg_catalog.unnest(retry_after_ms), pg_catalog.unnest(v_locked))
+               AS a (company_id, id, generation, outcome, provider_lease_id, metadata, expires_at, code, message,
+                     retry_after_ms, locked)
+         CROSS JOIN LATERAL (SELECT * FROM leasehold.leases AS x
+                              WHERE x.company_id = a.company_id AND x.id = a.id OFFSET 0) AS l
+         CROSS JOIN LATERAL (SELECT * FROM leasehold_internal.calls AS x
+                              WHERE x.company_id = a.company_id AND x.subject_id = a.id AND x.slot = 'op' OFFSET 0) AS c
+         -- a resumed resource is the one that was parked, not some other, which may be somebody else's
+         CROSS JOIN LATERAL (SELECT c.operation = 'resume' AND a.outcome = 'ok'
+                                    AND a.provider_lease_id IS DISTINCT FROM l.provider_lease_id AS other) AS o
+         WHERE a.locked = 1 AND l.generation = a.generation AND c.state = 'started' AND c.worker_epoch = epoch
+    ), answer AS (
+        SELECT f.*, leasehold_internal.decide(f.operation, f.look_up, f.outcome, f.old_status, f.tries, f.in_time,
+                   f.looks_up, acquire_attempts, cleanup_attempts) AS decision
+          FROM found AS f
+    ), step AS MATERIALIZED (
+        -- a taken resource is somebody else's: the request failed, and it must not be removed
+        SELECT a.*, CASE WHEN a.taken AND a.operation = 'acquire' AND a.outcome = 'ok'
+                         THEN CASE WHEN a.old_status = 'acquiring' THEN 'fail' ELSE 'end' END
+                         -- it was parked, but is to be deleted meanwhile
+                         WHEN a.then_destroy AND a.decision = 'end' AND a.outcome = 'ok' THEN 'dispose'
+                         -- it could be resumed, if only there were a place for it
+                         WHEN a.no_place AND a.decision = 'reacquire' THEN 'park'
+                         ELSE a.decision END AS step,
+               pg_catalog.clock_timestamp()
+               + leasehold_internal.retry_pause(a.attempts, base_ms, most_ms, a.retry_after_ms) AS later
+          FROM answer AS a
+    ), lease AS (
+        UPDATE leasehold.leases AS l
+           SET status = CASE s.step
+                   WHEN 'activate' THEN 'active'
+                   WHEN 'dispose' THEN CASE WHEN l.status = 'pending_cleanup' THEN 'pending_cleanup' ELSE 'releasing' END
+                   WHEN 'reacquire' THEN 'acquiring'
+                   WHEN 'cleanup' THEN 'pending_cleanup'
+                   WHEN 'fail' THEN 'failed'
+                   WHEN 'irrevocable' THEN 'irrevocable'
+                   WHEN 'park' THEN 'retained'
+                   WHEN 'end' THEN CASE WHEN l.end_status = 'retained' AND NOT s.parked THEN 'released'
+                                        ELSE COALESCE(l.end_status, 'released') END
+                   ELSE l.status END,
+               generation = l.generation + CASE WHEN s.step = 'reacquire' THEN 1 ELSE 0 END,
+               -- what nobody could take into use again is not parked
+               adapter_type = COALESCE(NULLIF(s.new_adapter, ''), l.adapter_type),
+               policy = CASE WHEN l.policy = 'reuse_by_environment' AND s.operation = 'acquire' AND s.outcome = 'ok'
+                                  AND s.provider_lease_id IS NULL THEN 'ephemeral'
+                             WHEN s.new_adapter = '' AND EXISTS (
+                                   SELECT FROM leasehold.providers AS p
+                                    WHERE p.key = l.provider AND p.plugin_key IS NOT NULL)
+                             THEN 'ephemeral' ELSE l.policy END,
+               provider_lease_id = CASE WHEN s.taken THEN NULL
+                   WHEN s.outcome = 'ok' AND s.operation = 'acquire' THEN s.provider_lease_id
+                   WHEN s.outcome = 'ok' AND s.step = 'activate' THEN COALESCE(s.provider_lease_id, l.provider_lease_id)
+                   WHEN s.step = 'reacquire' THEN NULL ELSE l.provider_lease_id END,
+               acquired_at = CASE s.step WHEN 'activate' THEN pg_catalog.clock_timestamp()
+                                         WHEN 'reacquire' THEN NULL ELSE l.acquired_at END,
+               last_used_at = CASE WHEN s.step = 'activate' THEN pg_catalog.clock_timestamp() ELSE l.last_used_at END,
+               provider_expires_at = CASE WHEN s.outcome = 'ok' AND s.step IN ('activate', 'dispose') THEN s.expires_at
+                                          ELSE l.provider_expires_at END,
+               -- a parked resource waits for its next use as long as a lease may live
+               expires_at = CASE WHEN s.step = 'end' AND s.parked THEN
+                   pg_catalog.clock_timestamp()
+                   + CASE WHEN v_ceilings THEN leasehold_internal.ttl_ceiling(l.company_id, l.environment_id, l.provider)
+                          ELSE interval '24 hours' END
+                   WHEN s.step = 'activate' THEN
+                   LEAST(pg_catalog.clock_timestamp()
+                         + LEAST(l.ttl, CASE WHEN v_ceilings THEN leasehold_internal.ttl_ceiling(l.company_id, l.environment_id, l.provider)
+                                         ELSE interval '24 hours' END),
+                         s.expires_at)
+                   ELSE l.expires_at END,
+               end_status = CASE WHEN s.step = 'park' THEN 'retained'
+                                 WHEN s.step IN ('fail', 'irrevocable') THEN COALESCE(l.end_status, 'failed') ELSE l.end_status END,
+               -- what is found after all was asked for by somebody who has given up
+               disposition = CASE WHEN s.step = 'park' THEN 'stop'
+                                  WHEN s.step = 'irrevocable' THEN COALESCE(l.disposition, 'delete') ELSE l.disposition END,
+               ended_at = CASE WHEN s.step IN ('fail', 'end', 'park') THEN pg_catalog.clock_timestamp() ELSE l.ended_at END,
+               cleanup_status = CASE WHEN s.step IN ('end', 'park') THEN 'success'
+                                     WHEN s.step IN ('cleanup', 'irrevocable') THEN 'failed' ELSE l.cleanup_status END,
+               failure_code = CASE WHEN s.taken THEN 'resource_taken'
+                                   WHEN s.step = 'fail' AND s.look_up THEN 'lease_acquire_failed'
+                                   WHEN s.step IN ('fail', 'cleanup', 'irrevocable', 'reacquire', 'park')
+                                        THEN COALESCE(CASE WHEN s.step = 'irrevocable' AND s.operation = 'acquire'
+                                                           THEN 'acquire_outcome_unknown' END, s.code, l.failure_code)
+                                   WHEN s.step = 'activate' THEN NULL ELSE l.failure_code END,
+               failure_reason = CASE WHEN s.taken THEN 'the provider answered with a resource that another lease holds or that is to be removed'
+                                     WHEN s.step = 'fail' AND s.look_up THEN COALESCE(s.last_error, s.message)
+                                     WHEN s.step IN ('fail', 'cleanup', 'irrevocable', 'park') AND l.failure_reason IS NULL
+                                          THEN s.message
+                                     WHEN s.step = 'activate' THEN NULL ELSE l.failure_reason END,
+               attempts = CASE WHEN s.step IN ('again', 'later') AND s.look_up THEN l.attempts
+                               WHEN s.step = 'look_up' THEN s.tries
+                               WHEN s.step IN ('later', 'cleanup') THEN s.attempts ELSE 0 END,
+               waiting_for = CASE WHEN s.step IN ('later', 'look_up', 'cleanup')
+                                  THEN pg_catalog.concat_ws(': ', 'retry', s.code) END
+          FROM step AS s
+         WHERE l.company_id = s.company_id AND l.id = s.id
+        RETURNING l.*, s.step, s.outcome, s.operation, s.code, s.message, s.metadata, s.old_status, s.old_resource, s.later,
+                  s.attempts AS attempt, s.generation AS old_generation
+    ), done AS (
+        DELETE FROM leasehold_internal.calls AS c
+         USING lease AS l
+         WHERE c.company_id = l.company_id AND c.subject_id = l.id
+           AND (c.slot = 'op' AND l.step IN ('activate', 'fail', 'end', 'irrevocable', 'park')
+                OR c.slot = 'timer' AND l.step IN ('fail', 'end', 'irrevocable', 'dispose') AND l.status <> 'retained')
+    ), next AS (
+        UPDATE leasehold_internal.calls AS c
+           SET state = 'queued', worker_epoch = NULL, generation = l.generation,
+               operation = CASE WHEN c.payload ? 'destroy' THEN 'destroy' ELSE CASE l.step
+                   WHEN 'dispose' THEN CASE WHEN l.disposition = 'delete' AND l.policy <> 'ephemeral' THEN 'destroy' ELSE 'release' END
+                   WHEN 'reacquire' THEN 'acquire' ELSE c.operation END END,
+               payload = CASE WHEN c.payload ? 'destroy' THEN NULL ELSE c.payload END,
+               look_up = CASE l.step WHEN 'look_up' THEN true WHEN 'later' THEN c.look_up ELSE false END,
+               attempts = CASE WHEN l.step IN ('dispose', 'reacquire', 'look_up') THEN 0
+                               WHEN l.step = 'again' THEN l.attempts ELSE c.attempts END,
+               throttled = CASE WHEN l.step IN ('dispose', 'reacquire', 'look_up', 'again') THEN 0
+                                WHEN l.outcome = 'throttled' THEN c.throttled + 1 ELSE c.throttled END,
+               -- a look that went well says nothing about the request that it is for
+               crashes = CASE WHEN l.step IN ('dispose', 'reacquire') THEN 0 ELSE c.crashes END,
+               last_error = CASE WHEN l.step = 'again' THEN c.last_error ELSE pg_catalog.left(l.message, 500) END,
+               -- a request does not wait longer than it may live
+               due_at = CASE WHEN l.step = 'later' AND l.operation IN ('acquire', 'resume') AND NOT c.look_up
+                             THEN LEAST(l.later, GREATEST(l.acquire_by, pg_catalog.clock_timestamp()))
+                             WHEN l.step IN ('later', 'look_up', 'cleanup') THEN l.later
+                             ELSE pg_catalog.clock_timestamp() END
+          FROM lease AS l
+         WHERE c.company_id = l.company_id AND c.subject_id = l.id AND c.slot = 'op'
+           AND l.step IN ('dispose', 'reacquire', 'look_up', 'again', 'later', 'cleanup')
+    ), timer AS (
+        INSERT INTO leasehold_internal.calls AS c (company_id, subject_id, slot, operation, shard, due_at, generation)
+        SELECT l.company_id, l.id, 'timer', 'lease_deadline', leasehold_internal.shard_of(l.company_id),
+               leasehold_internal.lease_deadline(l.status, l.expires_at, l.last_used_at, l.idle_timeout), l.generation
+          FROM lease AS l WHERE l.step = 'activate' OR l.status = 'retained'
+        ON CONFLICT (company_id, subject_id, slot) DO UPDATE SET due_at = excluded.due_at, state = 'queued'
+    ), stray AS (
+        -- a parked resource that could not be resumed, and one that came in its stead, are removed on their own
+        UPDATE leasehold_internal.provider_resources AS r
+           SET lease_id = NULL, stray_id = leasehold.new_id(), environment_id = l.environment_id,
+               config_version = l.config_version, made_for = l.id::text, generation = l.old_generation,
+               reason = CASE WHEN r.provider_lease_id = l.old_resource THEN 'resume_failed' ELSE 'resumed_instead' END
+          FROM lease AS l
+         WHERE l.operation = 'resume' AND r.company_id = l.company_id AND r.lease_id = l.id
+           AND (l.step = 'reacquire' AND l.outcome <> 'gone' OR r.provider_lease_id <> l.old_resource)
+        RETURNING r.*
+    ), removal AS (
+        INSERT INTO leasehold_internal.calls (company_id, subject_id, slot, operation, provider, shard, generation)
+        SELECT r.company_id, r.stray_id, 'op', 'destroy_stray', r.provider, leasehold_internal.shard_of(r.company_id),
+               r.generation
+          FROM stray AS r
+    ), stray_event AS (
+        INSERT INTO leasehold.audit_events (company_id, action, entity_type, entity_id, details)
+        SELECT r.company_id, 'environment.stray_found', 'provider_resource', r.provider_lease_id,
+               leasehold_internal.stray_details(r)
+          FROM stray AS r
+    ), freed AS (
+        DELETE FROM leasehold_internal.provider_resources AS r
+         USING lease AS l
+         WHERE r.company_id = l.company_id AND r.lease_id = l.id
+           AND (l.step = 'end' AND l.status <> 'retained' OR l.step = 'reacquire' AND l.outcome = 'gone')
+    ), metadata AS (
+        INSERT INTO leasehold.lease_metadata AS m (company_id, lease_id, metadata)
+        SELECT l.company_id, l.id, l.metadata::jsonb
+          FROM lease AS l
+         WHERE l.metadata IS NOT NULL AND l.outcome = 'ok' AND l.step IN ('activate', 'dispose')
+        ON CONFLICT (company_id, lease_id) DO UPDATE SET metadata = excluded.metadata, updated_at = pg_catalog.now()
+    ), event AS (
+        INSERT INTO leasehold.audit_events
+               (company_id, action, entity_type, entity_id, agent_id, issue_id, run_id, details)
+        SELECT l.company_id,
+               CASE l.step WHEN 'activate' THEN CASE WHEN l.operation = 'resume' THEN 'environment.lease_resumed'
+                                                     ELSE 'environment.lease_acquired' END
+                           WHEN 'end' THEN 'environment.lease_released'
+                           WHEN 'fail' THEN 'environment.lease_failed'
+                           WHEN 'irrevocable' THEN 'environment.lease_irrevocable'
+                           WHEN 'cleanup' THEN 'environment.lease_cleanup_failed'
+                           WHEN 'look_up' THEN 'environment.lease_outcome_unknown'
+                           WHEN 'reacquire' THEN 'environment.lease_resume_failed'
+                           WHEN 'park' THEN 'environment.lease_resume_failed'
+                           ELSE 'environment.lease_call_failed' END,
+               'environment_lease', l.id::text, l.agent_id, l.issue_id, l.run_id,
+               CASE WHEN l.step = 'activate'
+               THEN pg_catalog.jsonb_build_object('environmentId', l.environment_id, 'provider', l.provider,
+                        'leasePolicy', l.policy, 'executionWorkspaceId', l.execution_workspace_id,
+                        'issueId', l.issue_id, 'generation', l.generation, 'providerLeaseId', l.provider_lease_id)
+               ELSE pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object('environmentId', l.environment_id,
+                        'provider', l.provider, 'leasePolicy', l.policy,
+                        'executionWorkspaceId', l.execution_workspace_id, 'issueId', l.issue_id,
+                        'generation', l.generation, 'status', l.status, 'cleanupStatus', l.cleanup_status,
+                        'failureCode', CASE WHEN l.step = 'end' THEN l.failure_code ELSE COALESCE(l.failure_code, l.code) END,
+                        'failureReason', CASE WHEN l.step = 'end' THEN l.failure_reason ELSE COALESCE(l.message, l.failure_reason) END))
+               END
+          FROM lease AS l
+         -- of a series of failing tries the first is told
+         WHERE l.step IN ('activate', 'end', 'fail', 'irrevocable', 'look_up', 'reacquire', 'park')
+            OR l.attempt = 1 AND l.step IN ('later', 'cleanup')
+    )
+    SELECT a.company_id, a.id,
+           CASE WHEN l.id IS NOT NULL THEN 'applied'
+                WHEN a.locked = 0 THEN 'locked'
+                ELSE 'stale' END,
+           COALESCE(l.step IN ('end', 'fail', 'park'), false)
+      FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids), pg_catalog.unnest(v_locked))
+           AS a (company_id, id, locked)
+      LEFT JOIN lease AS l ON l.company_id = a.company_id AND l.id = a.id;
+    PERFORM leasehold_internal.abandon_commands(company_ids, subject_ids);
 END
 $$;
 
@@ -1281,6 +1575,7 @@ BEGIN
             WHEN p.key IS NULL OR c.slot = 'command' AND g.status = 'disabled' THEN 'provider_unusable'
             WHEN l.generation <> k.generation OR NOT leasehold_internal.may_have_resource(l.status) THEN 'lease_ended'
             WHEN c.slot = 'command' AND l.status <> 'active' THEN 'lease_ended'
+            WHEN k.status <> 'finished' AND NOT leasehold_internal.may_have_commands(l.status) THEN 'lease_ended'
             WHEN c.slot = 'cancel' AND k.status = 'finished' AND k.outcome NOT IN ('lost', 'unknown') THEN 'subject_gone'
             END) AS v (code);
 END
@@ -1415,7 +1710,8 @@ BEGIN
         -- it may be running still, for nobody
         INSERT INTO leasehold_internal.calls (company_id, subject_id, slot, operation, provider, shard, generation)
         SELECT k.company_id, k.id, 'cancel', 'cancel_command', k.provider, leasehold_internal.shard_of(k.company_id), k.generation
-          FROM command AS k WHERE k.outcome IN ('lost', 'unknown')
+          FROM command AS k JOIN leasehold.leases AS l ON l.company_id = k.company_id AND l.id = k.lease_id
+         WHERE k.outcome IN ('lost', 'unknown') AND leasehold_internal.may_have_resource(l.status)
         ON CONFLICT DO NOTHING
     ), lease AS (
         UPDATE leasehold.leases AS l SET last_used_at = pg_catalog.clock_timestamp()
@@ -1470,6 +1766,22 @@ $$;
 COMMENT ON FUNCTION leasehold_internal.hurry_removal(uuid[], uuid[]) IS
     'Has resources removed whose last command has ended';
 
+-- What runs on in a lease that is over, though it was told to end: nobody waits for
+-- its end any more.  Whoever claims such a call abandons the command.
+CREATE FUNCTION leasehold_internal.abandon_commands(company_ids uuid[], lease_ids uuid[]) RETURNS void
+    LANGUAGE sql VOLATILE AS $$
+    INSERT INTO leasehold_internal.calls AS c (company_id, subject_id, slot, operation, provider, shard, generation)
+    SELECT k.company_id, k.id, 'cancel', 'cancel_command', k.provider, leasehold_internal.shard_of(k.company_id), k.generation
+      FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(lease_ids)) AS w (company_id, id)
+      JOIN leasehold.commands AS k ON k.company_id = w.company_id AND k.lease_id = w.id AND k.status <> 'finished'
+      JOIN leasehold.leases AS l ON l.company_id = w.company_id AND l.id = w.id
+     WHERE NOT leasehold_internal.may_have_commands(l.status)
+    ON CONFLICT (company_id, subject_id, slot) DO UPDATE SET due_at = excluded.due_at WHERE c.state = 'queued'
+$$;
+
+COMMENT ON FUNCTION leasehold_internal.abandon_commands(uuid[], uuid[]) IS
+    'Has the workers abandon commands that did not end with their lease';
+
 -- Answers about commands that are to be ended.  What cannot be told to the
 -- provider is given up in the end: with the lease, the command ends anyway.
 CREATE FUNCTION leasehold_internal.complete_cancels(
@@ -1480,8 +1792,11 @@ CREATE FUNCTION leasehold_internal.complete_cancels(
 BEGIN
     WITH answer AS (
         SELECT c.company_id, c.subject_id, c.attempts, c.provider, a.message, a.retry_after_ms, a.outcome,
-               k.status = 'finished' AND k.outcome NOT IN ('lost', 'unknown') AS needless,
-               a.outcome IN ('ok', 'gone', 'failed') OR c.attempts >= tries AS over, k.lease_id
+               k.status = 'finished' AND k.outcome NOT IN ('lost', 'unknown')
+               OR NOT leasehold_internal.may_have_resource(l.status) AND a.outcome = 'failed' AS needless,
+               -- a command that is told to end, and does not, is abandoned with the next
+               (a.outcome IN ('ok', 'gone') AND (k.status = 'finished' OR leasehold_internal.may_have_commands(l.status)))
+               OR a.outcome = 'failed' OR c.attempts >= tries AS over, k.lease_id
           FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids), pg_catalog.unnest(outcomes),
                           pg_catalog.unnest(messages), pg_catalog.unnest(retry_after_ms))
                AS a (company_id, id, outcome, message, retry_after_ms)
@@ -1489,6 +1804,8 @@ BEGIN
                               WHERE x.company_id = a.company_id AND x.subject_id = a.id AND x.slot = 'cancel' OFFSET 0) AS c
          CROSS JOIN LATERAL (SELECT * FROM leasehold.commands AS x
                               WHERE x.company_id = a.company_id AND x.id = a.id OFFSET 0) AS k
+         CROSS JOIN LATERAL (SELECT x.status FROM leasehold.leases AS x
+                              WHERE x.company_id = k.company_id AND x.id = k.lease_id OFFSET 0) AS l
          WHERE c.state = 'started' AND c.worker_epoch = epoch
     ), done AS (
         DELETE FROM leasehold_internal.calls AS c USING answer AS a
@@ -1535,13 +1852,20 @@ BEGIN
     ), command AS (
         UPDATE leasehold.commands AS k
            SET status = 'finished', finished_at = pg_catalog.clock_timestamp(),
-               outcome = CASE WHEN EXISTS (SELECT FROM leasehold.command_output AS o
-                                            WHERE o.company_id = k.company_id AND o.command_id = k.id)
-                              THEN 'lost' ELSE 'unknown' END,
+               outcome = CASE WHEN w.pieces > 0 THEN 'lost' ELSE 'unknown' END,
+               -- as far as is known
+               stdout_bytes = w.stdout, stderr_bytes = w.stderr, output_truncated = w.truncated,
                failure_code = CASE WHEN t.was_called THEN 'worker_ended' ELSE 'dispatch_lost' END,
                failure_reason = CASE WHEN t.was_called THEN 'the worker ended before the answer came'
                                      ELSE 'the database was restored meanwhile' END
-          FROM target AS t WHERE k.company_id = t.company_id AND k.id = t.id
+          FROM target AS t
+         CROSS JOIN LATERAL (SELECT pg_catalog.count(*),
+                                    COALESCE(pg_catalog.sum(pg_catalog.octet_length(o.data)) FILTER (WHERE o.stream = 'stdout'), 0),
+                                    COALESCE(pg_catalog.sum(pg_catalog.octet_length(o.data)) FILTER (WHERE o.stream = 'stderr'), 0),
+                                    COALESCE(pg_catalog.bool_or(o.stream = 'notice'), false)
+                               FROM leasehold.command_output AS o
+                              WHERE o.company_id = t.company_id AND o.command_id = t.id) AS w (pieces, stdout, stderr, truncated)
+         WHERE k.company_id = t.company_id AND k.id = t.id
         RETURNING k.*
     ), call AS (
         DELETE FROM leasehold_internal.calls AS c
@@ -1552,7 +1876,8 @@ BEGIN
     ), cancel AS (
         INSERT INTO leasehold_internal.calls (company_id, subject_id, slot, operation, provider, shard, generation)
         SELECT k.company_id, k.id, 'cancel', 'cancel_command', k.provider, leasehold_internal.shard_of(k.company_id), k.generation
-          FROM command AS k
+          FROM command AS k JOIN leasehold.leases AS l ON l.company_id = k.company_id AND l.id = k.lease_id
+         WHERE leasehold_internal.may_have_resource(l.status)
         ON CONFLICT DO NOTHING
     ), event AS (
         INSERT INTO leasehold.audit_events (company_id, action, entity_type, entity_id, agent_id, issue_id, run_id, details)

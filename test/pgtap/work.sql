@@ -3,7 +3,7 @@ BEGIN;
 SET LOCAL client_min_messages = warning;
 SET LOCAL timezone = 'UTC';
 CREATE EXTENSION IF NOT EXISTS pgtap;
-SELECT plan(11);
+SELECT plan(15);
 
 -- A database that nobody has used yet gets something to look at.
 SELECT NOT EXISTS (SELECT FROM leasehold_internal.installation) AS fresh,
@@ -16,6 +16,7 @@ SELECT leasehold.create_environment('box', 'fake', company => 'pgtap') AS enviro
        (leasehold.start_run(company => 'pgtap')).started_run_id AS run \gset
 SELECT leasehold.request_lease('box', run_id => :'run', company => 'pgtap') AS requested,
        leasehold.import_lease('box', 'sandbox://pgtap', company => 'pgtap') AS imported \gset
+SELECT leasehold.start_command(:'imported', shell => 'cat', stdin => 'x', company => 'pgtap') AS started \gset
 \endif
 \endif
 
@@ -95,6 +96,33 @@ SELECT is_empty($$
      WHERE c.state = 'started' AND (c.worker_epoch IS NULL OR c.started_at IS NULL)
         OR c.state <> 'started' AND c.worker_epoch IS NOT NULL
 $$, 'a call that was started, and no other, has a worker');
+
+-- Commands: those that are not over, and what they are still to read.
+SELECT is_empty($$
+    SELECT k.company_id, k.id, k.status FROM leasehold.commands AS k
+     WHERE k.status <> 'finished'
+       AND NOT EXISTS (SELECT FROM leasehold_internal.calls AS c
+                        WHERE c.company_id = k.company_id AND c.subject_id = k.id AND c.slot = 'command'
+                          AND (c.state = 'started') = (k.status = 'running'))
+$$, 'every command that is not over has its call, which a worker has if it runs');
+
+SELECT is_empty($$
+    SELECT c.company_id, c.subject_id, k.status FROM leasehold_internal.calls AS c
+      LEFT JOIN leasehold.commands AS k ON k.company_id = c.company_id AND k.id = c.subject_id
+     WHERE c.slot = 'command' AND k.status IS DISTINCT FROM 'queued' AND k.status IS DISTINCT FROM 'running'
+        OR c.slot = 'cancel' AND (k.id IS NULL OR k.status = 'queued')
+$$, 'no call is about a command that asks for none');
+
+SELECT is_empty($$
+    SELECT i.company_id, i.command_id FROM leasehold_internal.command_inputs AS i
+      JOIN leasehold.commands AS k ON k.company_id = i.company_id AND k.id = i.command_id WHERE k.status <> 'queued'
+$$, 'what commands read is kept for those alone that have not begun');
+
+SELECT is_empty($$
+    SELECT k.company_id, k.id, l.status FROM leasehold.commands AS k
+      JOIN leasehold.leases AS l ON l.company_id = k.company_id AND l.id = k.lease_id
+     WHERE k.status <> 'finished' AND l.status <> 'active' AND k.cancel_requested_at IS NULL
+$$, 'no command outlives its lease without having been cancelled');
 
 -- Two rows that say who holds a resource would be two leases with one sandbox.
 SELECT is_empty($$

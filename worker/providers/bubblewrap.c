@@ -86,6 +86,7 @@ const Provider bubblewrap_provider = {
 	.list = bubblewrap_list,
 	.execute = bubblewrap_execute,
 	.cancel = bubblewrap_cancel,
+	.abandon = bubblewrap_abandon,
 };
 
 /* Coming */

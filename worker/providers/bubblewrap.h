@@ -30,6 +30,7 @@ extern bool bubblewrap_holder(const char *path, SandboxHolder *holder);
 /* The provider's functions for commands: see provider.h. */
 extern void bubblewrap_execute(Call *call);
 extern void bubblewrap_cancel(Call *call);
+extern void bubblewrap_abandon(Call *call);
 
 /* Ends what runs in a sandbox, at once. */
 extern void bubblewrap_end_commands(const char *path);

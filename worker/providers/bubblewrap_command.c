@@ -626,6 +626,12 @@ bubblewrap_end_commands(const char *path)
 	}
 }
 
+void
+bubblewrap_abandon(Call *call)
+{
+	clean_up(call->transport);
+}
+
 static void
 not_started(Call *call, CallOutcome outcome, const char *code, const char *message)
 {

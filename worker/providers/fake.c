@@ -73,6 +73,7 @@ const Provider fake_provider = {
 	.find = fake_find,
 	.execute = fake_command_execute,
 	.cancel = fake_command_cancel,
+	.abandon = fake_command_abandon,
 };
 
 static void

@@ -69,6 +69,7 @@ static void out_of_time(void *arg);
 static void ended(FakeCommand *state, CallOutcome outcome, const char *code, const char *message);
 static void exited(FakeCommand *state, int code);
 static void killed(FakeCommand *state, const char *signal);
+static void stop(FakeCommand *state);
 static void clean_up(void *arg);
 
 void
@@ -128,7 +129,9 @@ join_words(FakeCommand *state)
 	initStringInfo(&step);
 	appendStringInfoString(&step, json_string_value(json_object_get(state->params, "command")));
 	json_array_foreach(args, i, word)
+	{
 		appendStringInfo(&step, " %s", json_string_value(word));
+	}
 	return step.data;
 }
 
@@ -267,7 +270,9 @@ write_environment(FakeCommand *state)
 	json_t	   *value;
 
 	json_object_foreach(sorted, name, value)
+	{
 		write_text(state, STREAM_STDOUT, psprintf("%s=%s\n", name, json_string_value(value)));
+	}
 	json_decref(sorted);
 	free(text);
 }
@@ -331,11 +336,23 @@ killed(FakeCommand *state, const char *signal)
 static void
 ended(FakeCommand *state, CallOutcome outcome, const char *code, const char *message)
 {
+	stop(state);
+	call_set_outcome(state->call, outcome, code, "%s", message);
+	worker_call_finished(state->call);
+}
+
+static void
+stop(FakeCommand *state)
+{
 	event_loop_cancel_timer(&state->pause);
 	event_loop_cancel_timer(&state->timeout);
 	state->to_flood = 0;
-	call_set_outcome(state->call, outcome, code, "%s", message);
-	worker_call_finished(state->call);
+}
+
+void
+fake_command_abandon(Call *call)
+{
+	stop(call->transport);
 }
 
 void
@@ -363,7 +380,6 @@ clean_up(void *arg)
 {
 	FakeCommand *state = arg;
 
-	event_loop_cancel_timer(&state->pause);
-	event_loop_cancel_timer(&state->timeout);
+	stop(state);
 	json_decref(state->params);
 }

@@ -10,5 +10,6 @@
 /* Of the provider: see provider.h. */
 extern void fake_command_execute(Call *call);
 extern void fake_command_cancel(Call *call);
+extern void fake_command_abandon(Call *call);
 
 #endif							/* LEASEHOLD_FAKE_COMMAND_H */

@@ -35,6 +35,7 @@ typedef struct PluginCall
 
 static void plugin_start(Call *call);
 static bool plugin_withdraw(Call *call);
+static void plugin_abandon(Call *call);
 static void abandon(void *arg);
 static void plugin_answered(void *arg, const HttpResponse *response);
 static void judge_silence(Call *call, const HttpResponse *response);
@@ -56,6 +57,7 @@ const Provider http_plugin_provider = {
 	.find = plugin_start,
 	.list = plugin_start,
 	.withdraw = plugin_withdraw,
+	.abandon = plugin_abandon,
 };
 
 static void
@@ -129,6 +131,13 @@ plugin_withdraw(Call *call)
 		return false;
 	abandon(state);
 	return true;
+}
+
+static void
+plugin_abandon(Call *call)
+{
+	if (call->transport != NULL)
+		abandon(call->transport);
 }
 
 /* The call's memory goes while it is out. */

@@ -38,6 +38,15 @@ provider_withdraw(Call *call)
 	return provider != NULL && provider->withdraw != NULL && provider->withdraw(call);
 }
 
+void
+provider_abandon(Call *call)
+{
+	const Provider *provider = provider_of(call);
+
+	if (provider != NULL && provider->abandon != NULL)
+		provider->abandon(call);
+}
+
 static const Provider *
 provider_of(const Call *call)
 {

@@ -28,6 +28,7 @@ typedef struct Provider
 	ProviderStart execute;		/* a command; its output goes to command_output_add() */
 	ProviderStart cancel;		/* a command that is out, or was left by another worker */
 	bool		(*withdraw) (Call *call);	/* NULL: cannot be told */
+	void		(*abandon) (Call *call);	/* a command */
 } Provider;
 
 extern const Provider fake_provider;
@@ -42,5 +43,8 @@ extern void provider_start(Call *call);
  * One that was taken back must be finished by the caller.
  */
 extern bool provider_withdraw(Call *call);
+
+/* A command that is out says nothing more; the caller finishes it. */
+extern void provider_abandon(Call *call);
 
 #endif							/* LEASEHOLD_PROVIDER_H */
