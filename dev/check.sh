@@ -26,7 +26,7 @@ choose_work_dir
 [ -z "${SANITIZE:-}" ] || variant sanitize
 
 # shellcheck disable=SC2086 # lists of words
-need_packages $BUILD_PACKAGES python3 python3-psycopg2 libipc-run-perl bubblewrap postgresql-$PG_MAJOR-pgtap libtap-parser-sourcehandler-pgtap-perl
+need_packages $BUILD_PACKAGES python3 python3-psycopg2 libipc-run-perl bubblewrap pgbouncer postgresql-$PG_MAJOR-pgtap libtap-parser-sourcehandler-pgtap-perl
 if [ -z "${SANITIZE:-}" ]; then need_packages clang-tidy cppcheck pg-bsd-indent shellcheck; fi
 
 say "building in $WORK/src"

@@ -1,6 +1,7 @@
 #!/bin/sh
-# Leads through a first lease on a private server, with a provider that only
-# pretends: `make demo`; `make demo-stop` stops both.
+# Leads through the main job on a private server: a sandbox on this host, and a
+# command in it: `make demo`; `make demo-stop` stops it.  Where the machine does
+# not let users make sandboxes, there is a provider that only pretends.
 #
 # usage: demo.sh start|stop
 #
@@ -62,31 +63,60 @@ $made_with
 MADE
 }
 
+# sandboxes_possible: or why not.
+sandboxes_possible() {
+    as_server_user bwrap --unshare-all --unshare-user --disable-userns --ro-bind / / true
+}
+
+# allow_sandboxes: this server, which holds nothing but the demonstration, may have them.
+allow_sandboxes() {
+    as_server_user mkdir -p -m 700 "$WORK/sandboxes"
+    "$SERVER" psql -X -q -c 'ALTER SYSTEM SET leasehold.bubblewrap = on' \
+        -c 'ALTER SYSTEM SET leasehold.bubblewrap_data_filesystem = on' \
+        -c "ALTER SYSTEM SET leasehold.bubblewrap_directory = '$WORK/sandboxes'" -c 'SELECT pg_reload_conf()' >/dev/null
+}
+
+lead_through() {
+    "$SERVER" psql -X -q -v ON_ERROR_STOP=1 -d demo "$@" <"$TOP/dev/demo.sql"
+}
+
 start() {
     # shellcheck disable=SC2086 # a list of words
-    need_packages python3 $BUILD_PACKAGES
+    need_packages python3 bubblewrap $BUILD_PACKAGES
     say "building, and starting a private server in $WORK"
     "$SERVER" start
     stop_provider
     make_database
-    say "starting a provider of sandboxes that only pretends (test/doubles/http_provider.py)"
-    port=$(start_provider)
-    "$SERVER" psql -X -q -v ON_ERROR_STOP=1 -d demo -v url="http://127.0.0.1:$port/rpc" <"$TOP/dev/demo.sql"
+    if why=$(sandboxes_possible 2>&1); then
+        allow_sandboxes
+        lead_through -v provider=bubblewrap -v url=
+    else
+        say "this machine does not let users make sandboxes: $why"
+        say "starting a provider that only pretends instead (test/doubles/http_provider.py)"
+        port=$(start_provider)
+        lead_through -v provider=demo-box -v url="http://127.0.0.1:$port/rpc"
+    fi
     cat <<END
 
-The server and the provider go on running. Try for yourself:
+The server goes on running. Try for yourself:
 
 the agent's view            ${ELSEWHERE}dev/private-server.sh psql -d demo -U demo_agent
+                            CALL leasehold.run('acme', 'sandbox', 'for i in 1 2 3; do echo \$i; sleep 1; done');
 the administrator's         ${ELSEWHERE}dev/private-server.sh psql -d demo -U demo_admin
-what the provider holds     curl http://127.0.0.1:$port/_admin/state
 once more                   ${ELSEWHERE}make demo
-stop both                   ${ELSEWHERE}make demo-stop
+stop it                     ${ELSEWHERE}make demo-stop
                             The data stays in $WORK; removing that directory removes everything.
 END
 }
 
+# stop_sandboxes: those whose leases were not given back; they outlive the server.
+stop_sandboxes() {
+    as_server_user pkill -KILL -f "leasehold_sandbox hold $WORK/sandboxes/" || true
+}
+
 stop() {
     stop_provider
+    stop_sandboxes
     [ ! -d "$WORK/data" ] || "$SERVER" stop
     say "stopped"
 }

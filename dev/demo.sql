@@ -1,5 +1,7 @@
--- A first lease, from nothing.  The variable url is the provider's address; the
--- file `demo` in leasehold.token_directory holds the token that it asks for.
+-- The main job, from nothing: a sandbox for an agent, a command in it, and what is
+-- known of both afterwards.  Variables: provider, and, if that is a plugin's,
+-- url, where it is; the file `demo` in leasehold.token_directory holds the token
+-- that it asks for.
 SET client_min_messages = warning;
 CREATE EXTENSION IF NOT EXISTS leasehold;
 SELECT to_regrole('demo_admin') IS NULL AS fresh \gset
@@ -10,37 +12,50 @@ SELECT to_regrole('demo_admin') IS NULL AS fresh \gset
 RESET client_min_messages;
 \pset footer off
 \pset null '-'
+SELECT :'provider' = 'bubblewrap' AS real, :'url' <> '' AS remote \gset
 
 \echo
-\echo '--- An administrator says where sandboxes come from, and who may have some.'
+\echo '--- An administrator says who may have sandboxes, and of which provider.'
 SET ROLE demo_admin;
-SELECT EXISTS (SELECT FROM leasehold.plugins WHERE key = 'demo') AS known,
+SELECT NOT EXISTS (SELECT FROM leasehold.companies) AS fresh,
+       EXISTS (SELECT FROM leasehold.plugins WHERE key = 'demo') AS known,
        json_build_object('type', 'http', 'url', :'url', 'token_file', 'demo') AS transport \gset
-\if :known
+\if :remote
+    \if :known
+        \set ECHO queries
+        SELECT leasehold.update_plugin('demo', transport => :'transport');
+        \set ECHO none
+    \else
+        \set ECHO queries
+        SELECT leasehold.register_plugin(
+            '{"id": "demo", "apiVersion": 1, "version": "1.0.0", "displayName": "Demonstration",
+              "description": "Sandboxes that are only pretended", "author": "Leasehold", "categories": ["connector"],
+              "capabilities": ["environment.drivers.register"], "entrypoints": {"worker": "./worker.js"},
+              "environmentDrivers": [{"driverKey": "demo-box", "kind": "sandbox_provider", "displayName": "Box",
+                                      "configSchema": {"type": "object"}}]}',
+            transport => :'transport', allow_addresses => '{127.0.0.0/8}');
+        \set ECHO none
+    \endif
+\endif
+\if :fresh
     \set ECHO queries
-    SELECT leasehold.update_plugin('demo', transport => :'transport');
-\else
-    \set ECHO queries
-    SELECT leasehold.register_plugin(
-        '{"id": "demo", "apiVersion": 1, "version": "1.0.0", "displayName": "Demonstration",
-          "description": "Sandboxes that are only pretended", "author": "Leasehold", "categories": ["connector"],
-          "capabilities": ["environment.drivers.register"], "entrypoints": {"worker": "./worker.js"},
-          "environmentDrivers": [{"driverKey": "demo-box", "kind": "sandbox_provider", "displayName": "Box",
-                                  "configSchema": {"type": "object"}}]}',
-        transport => :'transport', allow_addresses => '{127.0.0.0/8}');
     SELECT leasehold.create_company('acme', 'Acme Ltd');
     SELECT leasehold.grant_company('acme', 'demo_agent', 'manager');
+    \set ECHO none
 \endif
+\set ECHO queries
+SELECT leasehold.allow_provider('acme', :'provider');
 \set ECHO none
 
 \echo
 \echo '--- A member of the company describes what its agents get.'
 SET ROLE demo_agent;
-SELECT NOT EXISTS (SELECT FROM leasehold.environments WHERE key = 'sandbox') AS fresh \gset
+SELECT NOT EXISTS (SELECT FROM leasehold.environments WHERE provider = :'provider') AS fresh \gset
 \if :fresh
     \set ECHO queries
-    SELECT leasehold.create_environment('sandbox', 'demo-box', '{"image": "debian"}');
+    SELECT leasehold.create_environment('sandbox', :'provider');
     SELECT leasehold.upsert_agent(leasehold.new_id(), 'Ada', 'codex');
+    \set ECHO none
 \endif
 \set ECHO queries
 SELECT id AS agent, name FROM leasehold.agents LIMIT 1;
@@ -48,16 +63,47 @@ SELECT id AS agent, name FROM leasehold.agents LIMIT 1;
 SELECT id AS agent FROM leasehold.agents LIMIT 1 \gset
 
 \echo
-\echo '--- The agent asks for a lease. The answer comes at once; the worker calls the provider after the commit.'
-\set ECHO queries
-SELECT leasehold.request_lease('sandbox', agent_id => :'agent', ttl => '10 minutes') AS lease \gset
-\echo :lease
-\echo
-SELECT status, done, provider_lease_id, expires_at FROM leasehold.wait_for_lease(:'lease', '30 seconds');
-SELECT leasehold.renew_lease(:'lease', '20 minutes') AS expires_at;
+\echo '--- The main job in one line: a sandbox, a command in it, its output as it comes, and the sandbox given back.'
+\if :real
+    \set ECHO queries
+    CALL leasehold.run('acme', 'sandbox', $script$
+cat >primes.c <<'C'
+#include <stdio.h>
+#include <unistd.h>
+
+int main(void)
+{
+    for (int n = 2; n < 24; n++)
+    {
+        int prime = 1;
+
+        for (int d = 2; d * d <= n; d++)
+            prime &= n % d != 0;
+        if (!prime)
+            continue;
+        printf("%d is prime\n", n);
+        fflush(stdout);
+        usleep(200000);
+    }
+    return 0;
+}
+C
+cc -Wall -O2 -o primes primes.c && ./primes
+echo "run by $(id -un) on $(hostname), in $(pwd)"
+$script$, agent_id => :'agent');
+\else
+    \set ECHO queries
+    CALL leasehold.run('acme', 'sandbox', argv => ARRAY['echo', 'hello from a sandbox that is only pretended'], agent_id => :'agent');
+\endif
 
 \echo
-\echo '--- It gives it back. Sandboxes are not only forgotten: the provider has to say that they are gone.'
+\echo '--- The same step by step, as an application does it. Each call returns at once; the worker acts after the commit.'
+SELECT leasehold.request_lease('sandbox', agent_id => :'agent', ttl => '10 minutes') AS lease \gset
+\echo :lease
+SELECT status, done, provider_lease_id, expires_at FROM leasehold.wait_for_lease(:'lease', '30 seconds');
+SELECT leasehold.start_command(:'lease', argv => ARRAY['echo', 'one', 'two']) AS command \gset
+SELECT status, outcome, exit_code FROM leasehold.wait_for_command(:'command', '30 seconds');
+SELECT seq, stream, text FROM leasehold.read_output(:'command');
 SELECT leasehold.release_lease(:'lease');
 SELECT status, done FROM leasehold.wait_for_lease(:'lease', '30 seconds');
 
@@ -69,10 +115,10 @@ SELECT occurred_at::time(3) AS at, action, acting_role FROM leasehold.lease_time
 \echo
 \echo '--- The last events of the audit trail.'
 SELECT occurred_at::time(3) AS at, action, entity_type, acting_role FROM leasehold.audit_events
- ORDER BY occurred_at DESC LIMIT 6;
+ ORDER BY occurred_at DESC LIMIT 8;
 
 \echo
-\echo '--- How the installation is doing, and what is wrong with it (nothing).'
+\echo '--- How the installation is doing, and what there is to know of it.'
 SET ROLE demo_admin;
 SELECT area, subject, state FROM leasehold.status();
 SELECT * FROM leasehold.doctor();
