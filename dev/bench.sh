@@ -19,7 +19,7 @@ PAGE=$TOP/docs/performance.md
 [ -z "${RECORD:-}" ] || [ -z "${T:-}${QUICK:-}" ] || die "RECORD takes all measurements, in full"
 
 # shellcheck disable=SC2086 # a list of words
-need_packages $BUILD_PACKAGES postgresql-contrib nginx-light python3 python3-psycopg2
+need_packages $BUILD_PACKAGES postgresql-contrib nginx-light bubblewrap python3 python3-psycopg2
 
 say "building in $WORK/src"
 install_private

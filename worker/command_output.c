@@ -26,7 +26,9 @@
 
 #define STORE_PAUSE_MS		50
 #define PIECE_SIZE			32768
-#define ENOUGH				(8 * PIECE_SIZE)	/* pending bytes of a command at which its provider should stop */
+#define PENDING_ALL			(64 * 1024 * 1024)	/* bytes of all commands together that wait to be stored, about */
+#define PENDING_LEAST		(4 * PIECE_SIZE)
+#define PENDING_MOST		(64 * PIECE_SIZE)
 
 typedef struct OutputPiece
 {
@@ -41,7 +43,9 @@ typedef struct OutputPiece
 } OutputPiece;
 
 static dlist_head writing = DLIST_STATIC_INIT(writing); /* commands with pieces */
+static int	writing_count = 0;
 
+static int64 enough(void);
 static void keep(Call *call, CommandStream stream, const char *data, size_t length);
 static void note_truncation(Call *call);
 static OutputPiece *piece_for(Call *call, CommandStream stream, size_t wanted);
@@ -51,6 +55,7 @@ static void take_pieces(OutputBatch *batch, Call *call);
 static void apply_work(void *arg);
 static void drop_piece(Call *call, OutputPiece *piece);
 static void give_up(OutputBatch *batch);
+static void stop_writing(Command *command);
 
 void
 command_output_begin(Call *call, int64 limit)
@@ -91,8 +96,15 @@ command_output_add(Call *call, CommandStream stream, const char *data, size_t le
 		memcpy(command->tail[stream], data + length - held, held);
 		command->tail_length[stream] = held;
 	}
-	command->full = command->pending >= ENOUGH;
+	command->full = command->pending >= enough();
 	return !command->full;
+}
+
+/* Pending bytes of a command at which its provider should stop. */
+static int64
+enough(void)
+{
+	return Max(PENDING_LEAST, Min(PENDING_MOST, PENDING_ALL / Max(writing_count, 1)));
 }
 
 /* What is kept of it becomes pieces. */
@@ -159,6 +171,7 @@ piece_for(Call *call, CommandStream stream, size_t wanted)
 		TimestampTz now = GetCurrentTimestamp();
 
 		dlist_push_tail(&writing, &command->node);
+		writing_count++;
 		command->store_at = Max(command->store_at, now);
 	}
 	/* some room for what comes soon after it, all of it for a flood */
@@ -367,8 +380,8 @@ drop_piece(Call *call, OutputPiece *piece)
 		command->pending -= piece->length;
 	pfree(piece);
 	if (dlist_is_empty(&command->pieces))
-		dlist_delete(&command->node);
-	if (command->full && command->pending < ENOUGH / 2)
+		stop_writing(command);
+	if (command->full && command->pending < enough() / 2)
 	{
 		command->full = false;
 		if (call->outcome == OUTCOME_NONE && command->drained != NULL)
@@ -424,7 +437,14 @@ void
 command_output_forget(Call *call)
 {
 	if (call->command != NULL && !dlist_is_empty(&call->command->pieces))
-		dlist_delete(&call->command->node);
+		stop_writing(call->command);
+}
+
+static void
+stop_writing(Command *command)
+{
+	dlist_delete(&command->node);
+	writing_count--;
 }
 
 Call *

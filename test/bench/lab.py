@@ -54,8 +54,8 @@ http {{
 """
 # the headers repeat what the worker needs to find in the body
 ANSWER = ('{"jsonrpc":"2.0","id":"$http_leasehold_request_id","result":{"ok":true,'
-          '"supportedMethods":["environmentFindLease"],"providerLeaseId":"sbx-$http_idempotency_key",'
-          '"metadata":{"remoteCwd":"/w"}}}')
+          '"supportedMethods":["environmentFindLease","environmentExecute"],"providerLeaseId":"sbx-$http_idempotency_key",'
+          '"metadata":{"remoteCwd":"/w"},"exitCode":0,"timedOut":false,"stdout":"ok","stderr":""}}')
 
 
 def say(text):

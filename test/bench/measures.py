@@ -3,6 +3,7 @@ about is told in docs/performance.md."""
 
 import os
 import statistics
+import subprocess
 import threading
 import time
 from dataclasses import dataclass, field
@@ -455,8 +456,77 @@ def drop_elsewhere(server):
         return (time.monotonic() - begin) * 1e3
 
 
+def commands(lab, scale):
+    nginx = Nginx(lab)
+    megabytes = scale.seconds * 20
+    sandboxes = lab.make_directory("sandboxes")
+    os.chmod(sandboxes, 0o700)
+    settings = {"leasehold.bubblewrap": "on", "leasehold.bubblewrap_directory": sandboxes,
+                "leasehold.bubblewrap_data_filesystem": "on", "leasehold.max_output": f"{megabytes}MB"}
+    bare, sandbox, http, piped, stored, crowd = [], [], [], [], [], []
+    with Server(lab, settings) as server, Database(server, {"box": nginx.url}) as db:
+        db.run("SELECT leasehold.allow_provider('acme', 'bubblewrap')")
+        db.run("SELECT leasehold.create_environment('local', 'bubblewrap', '{\"processes\": 2000}', company => 'acme')")
+        local, box = warm_lease(db, "local"), warm_lease(db, "box")
+        for _ in range(scale.repetitions):
+            bare.append(statistics.median(milliseconds(bare_sandbox, scale.attempts)))
+            sandbox.append(statistics.median(milliseconds(lambda: command(db, local, "true"), scale.attempts)))
+            http.append(statistics.median(milliseconds(lambda: command(db, box, "true"), scale.attempts)))
+            piped.append(megabytes / (milliseconds(lambda: bare_pipe(megabytes), 1)[0] / 1e3))
+            stored.append(megabytes / (milliseconds(lambda: command(db, local, f"head -c {megabytes}M /dev/zero"), 1)[0] / 1e3))
+            crowd.append(milliseconds(lambda: many_commands(db, local, 200), 1)[0] / 1e3)
+        db.run("SELECT leasehold.release_lease(l) FROM unnest(%s::uuid[]) AS l", [local, box])
+        wait_until(lambda: db.value("SELECT bool_and(status = 'released') FROM leasehold.leases"), "the end of the leases")
+    return [Row("command in a sandbox on this host, from start_command() until its end is known", sandbox, "ms",
+                "bwrap alone, ms", bare),
+            Row("the same with an HTTP provider", http, "ms"),
+            Row(f"output of {megabytes} MB, stored", stored, "MB/s", "read from a pipe and dropped, MB/s", piped),
+            Row("200 commands at once that take 1 s, until all have ended", crowd, "s")]
+
+
+def warm_lease(db, environment):
+    lease = db.value("SELECT leasehold.request_lease(%s)", environment)
+    wait_until(lambda: db.value("SELECT status = 'active' FROM leasehold.leases WHERE id = %s", lease), "a lease", 30)
+    return lease
+
+
+def command(db, lease, script):
+    """Runs one to its end."""
+    started = db.value("SELECT leasehold.start_command(%s, shell => %s)", lease, script)
+    while not db.value("SELECT done FROM leasehold.wait_for_command(%s, '60 seconds')", started):
+        pass
+
+
+def many_commands(db, lease, count):
+    db.run("SELECT leasehold.start_command(%s, shell => 'sleep 1; echo done') FROM generate_series(1, %s)", lease, count)
+    wait_until(lambda: not db.value("SELECT EXISTS (SELECT FROM leasehold.commands WHERE status <> 'finished')"), "the commands")
+    bad = db.rows("SELECT outcome, failure_reason FROM leasehold.commands WHERE lease_id = %s AND outcome <> 'exited'", lease)
+    if bad:
+        raise RuntimeError(f"commands did not end well: {bad}")
+
+
+def bare_sandbox():
+    subprocess.run(["bwrap", "--unshare-all", "--ro-bind", "/", "/", "--proc", "/proc", "--dev", "/dev", "sh", "-c", "true"],
+                   check=True)
+
+
+def bare_pipe(megabytes):
+    with subprocess.Popen(["head", "-c", f"{megabytes}M", "/dev/zero"], stdout=subprocess.PIPE) as process:
+        while process.stdout.read1(65536):
+            pass
+
+
+def milliseconds(function, times):
+    taken = []
+    for _ in range(times):
+        begin = time.monotonic()
+        function()
+        taken.append((time.monotonic() - begin) * 1e3)
+    return taken
+
+
 ALL = {function.__name__: function for function in
-       (calls, snapshot, dead, cycle, latency, start, deadlines, requests, events, stop)}
+       (calls, snapshot, dead, cycle, latency, start, deadlines, requests, events, stop, commands)}
 
 
 def run(lab, names, scale):
