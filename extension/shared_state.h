@@ -96,17 +96,42 @@ typedef struct SharedDatabase
 	ConditionVariable waiters[SHARED_WAIT_BUCKETS];
 } SharedDatabase;
 
+typedef enum AttachmentState
+{
+	ATTACHMENT_FREE,
+	ATTACHMENT_HELD,			/* by a session whose CALL goes on */
+	ATTACHMENT_LEFT				/* that CALL did not see its end: a worker is to end what it held */
+} AttachmentState;
+
+/*
+ * What a session that waits for its command holds.  A slot that was left stays
+ * until a worker has done its duty, however often workers are restarted.
+ */
+typedef struct SharedAttachment
+{
+	slock_t		mutex;			/* protects the rest */
+	AttachmentState state;
+	Oid			database;
+	int			pid;			/* of the session */
+	pg_uuid_t	company;
+	pg_uuid_t	lease;			/* to be ended with the CALL, or nil */
+	pg_uuid_t	command;		/* to be cancelled with it, or nil */
+} SharedAttachment;
+
 typedef struct SharedState
 {
 	LWLock	   *lock;			/* protects the set of databases and the launcher's fields */
 	int			launcher_procno;
 	int			launcher_pid;
 	int			max_databases;
+	int			max_attachments;
+	pg_atomic_uint32 attachments_left;	/* how many slots are in that state */
 	SharedDatabase databases[FLEXIBLE_ARRAY_MEMBER];
 } SharedState;
 
 /* NULL when the library is not preloaded */
 extern SharedState *shared_state;
+extern SharedAttachment *shared_attachments;	/* max_attachments of them */
 
 extern void shared_state_init(void);
 
