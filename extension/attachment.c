@@ -28,6 +28,8 @@
 #include "attachment.h"
 #include "errors.h"
 #include "service.h"
+#include "settings.h"
+#include "shards.h"
 #include "shared_state.h"
 
 PG_FUNCTION_INFO_V1(leasehold_attach_call);
@@ -60,17 +62,20 @@ Datum
 leasehold_attach_call(PG_FUNCTION_ARGS)
 {
 	pg_uuid_t	company;
+	int			part;
 
 	require_procedure();
 	require_service();
 	if (mine != NULL && PG_ARGISNULL(0) && PG_ARGISNULL(1))
 		leave();
 	check_subjects(fcinfo, &company);
+	part = DatumGetUInt32(DirectFunctionCall1(uuid_hash, UUIDPGetDatum(&company))) % SHARDS % setting_workers;
 	if (mine == NULL)
 		take_slot();
 
 	SpinLockAcquire(&mine->mutex);
 	mine->company = company;
+	mine->part = part;
 	if (!PG_ARGISNULL(0))
 		mine->lease = *PG_GETARG_UUID_P(0);
 	if (!PG_ARGISNULL(1))
@@ -100,7 +105,7 @@ require_procedure(void)
 {
 	if (SPI_inside_nonatomic_context() && (MyXactFlags & XACT_FLAGS_PIPELINING) == 0)
 		return;
-	if (IsTransactionBlock() || (MyXactFlags & XACT_FLAGS_PIPELINING) != 0)
+	if ((IsTransactionBlock() && !IsSubTransaction()) || (MyXactFlags & XACT_FLAGS_PIPELINING) != 0)
 		ereport(ERROR,
 				(leasehold_error(LHE_TRANSACTION_BLOCK),
 				 errmsg("a procedure that waits cannot be called in a transaction block"),
@@ -178,12 +183,13 @@ leave(void)
 static void
 give_up_slot(bool to_worker)
 {
+	/* the worker may be about to free others */
+	if (to_worker)
+		pg_atomic_fetch_add_u32(&my_database->workers[mine->part].left_calls, 1);
 	SpinLockAcquire(&mine->mutex);
 	mine->state = to_worker ? ATTACHMENT_LEFT : ATTACHMENT_FREE;
 	SpinLockRelease(&mine->mutex);
 	mine = NULL;
-	if (to_worker)
-		pg_atomic_fetch_add_u32(&shared_state->attachments_left, 1);
 }
 
 /* The company, if it is the caller's and has these; marks the command. */
@@ -236,14 +242,8 @@ attachment_is_nil(const pg_uuid_t *id)
 	return memcmp(id, &nil, UUID_LEN) == 0;
 }
 
-bool
-attachment_any_left(void)
-{
-	return pg_atomic_read_u32(&shared_state->attachments_left) != 0;
-}
-
 int
-attachment_read_left(Oid database, LeftAttachment *list, int most)
+attachment_read_left(Oid database, int part, LeftAttachment *list, int most)
 {
 	int			count = 0;
 
@@ -252,7 +252,7 @@ attachment_read_left(Oid database, LeftAttachment *list, int most)
 		SharedAttachment *slot = &shared_attachments[i];
 
 		SpinLockAcquire(&slot->mutex);
-		if (slot->state == ATTACHMENT_LEFT && slot->database == database)
+		if (slot->state == ATTACHMENT_LEFT && slot->database == database && slot->part == part)
 		{
 			list[count].slot = i;
 			list[count].company = slot->company;
@@ -266,16 +266,16 @@ attachment_read_left(Oid database, LeftAttachment *list, int most)
 }
 
 void
-attachment_free(int slot)
+attachment_free(SharedWorker *worker, int slot)
 {
 	SpinLockAcquire(&shared_attachments[slot].mutex);
 	shared_attachments[slot].state = ATTACHMENT_FREE;
 	SpinLockRelease(&shared_attachments[slot].mutex);
-	pg_atomic_fetch_sub_u32(&shared_state->attachments_left, 1);
+	pg_atomic_fetch_sub_u32(&worker->left_calls, 1);
 }
 
 bool
-attachment_of_any(Oid database, const pg_uuid_t *company, const pg_uuid_t *command)
+attachment_exists(Oid database, const pg_uuid_t *company, const pg_uuid_t *command)
 {
 	bool		found = false;
 

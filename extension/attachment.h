@@ -8,7 +8,7 @@
 #ifndef LEASEHOLD_ATTACHMENT_H
 #define LEASEHOLD_ATTACHMENT_H
 
-#include "utils/uuid.h"
+#include "shared_state.h"
 
 /* What a session has left: nil ids where there is nothing to end. */
 typedef struct LeftAttachment
@@ -27,16 +27,13 @@ extern bool attachment_has(const pg_uuid_t *subject);
 
 extern bool attachment_is_nil(const pg_uuid_t *id);
 
-/* Whether sessions of any database have left something; cheap. */
-extern bool attachment_any_left(void);
-
-/* What sessions of a database have left, most at a time. */
-extern int	attachment_read_left(Oid database, LeftAttachment *list, int most);
+/* What sessions of a database have left to one of its workers, most at a time. */
+extern int	attachment_read_left(Oid database, int part, LeftAttachment *list, int most);
 
 /* The worker has done its duty for a slot that was left. */
-extern void attachment_free(int slot);
+extern void attachment_free(SharedWorker *worker, int slot);
 
 /* Whether a session of the database holds, or left, the command. */
-extern bool attachment_of_any(Oid database, const pg_uuid_t *company, const pg_uuid_t *command);
+extern bool attachment_exists(Oid database, const pg_uuid_t *company, const pg_uuid_t *command);
 
 #endif							/* LEASEHOLD_ATTACHMENT_H */

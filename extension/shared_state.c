@@ -88,6 +88,7 @@ shared_startup(void)
 			{
 				pg_atomic_init_u32(&entry->workers[w].wake, 0);
 				pg_atomic_init_u64(&entry->workers[w].late_since, PG_UINT64_MAX);
+				pg_atomic_init_u32(&entry->workers[w].left_calls, 0);
 				SpinLockInit(&entry->workers[w].mutex);
 			}
 			for (int b = 0; b < SHARED_WAIT_BUCKETS; b++)
@@ -109,7 +110,6 @@ attachments_startup(void)
 		return;
 	memset(shared_attachments, 0, attachments_size());
 	shared_state->max_attachments = setting_max_attached_calls;
-	pg_atomic_init_u32(&shared_state->attachments_left, 0);
 	for (int i = 0; i < shared_state->max_attachments; i++)
 		SpinLockInit(&shared_attachments[i].mutex);
 }
@@ -210,10 +210,7 @@ attachments_forget(Oid database)
 
 		SpinLockAcquire(&slot->mutex);
 		if (slot->state == ATTACHMENT_LEFT && slot->database == database)
-		{
 			slot->state = ATTACHMENT_FREE;
-			pg_atomic_fetch_sub_u32(&shared_state->attachments_left, 1);
-		}
 		SpinLockRelease(&slot->mutex);
 	}
 }
@@ -247,6 +244,7 @@ shared_reset_entry(SharedDatabase *entry, Oid database)
 		worker->stale_answers = worker->failed_batches = 0;
 		memset(worker->providers, 0, sizeof(worker->providers));
 		SpinLockRelease(&worker->mutex);
+		pg_atomic_write_u32(&worker->left_calls, 0);
 	}
 	entry->oid = database;
 }

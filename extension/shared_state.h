@@ -53,13 +53,14 @@ typedef struct SharedProvider
 } SharedProvider;
 
 /*
- * Written by its worker only, except wake and reset_breaker; the figures are
- * protected by mutex.
+ * Written by its worker only, except the atomic ones and reset_breaker; the
+ * figures are protected by mutex.
  */
 typedef struct SharedWorker
 {
 	pg_atomic_uint32 wake;		/* work was committed since the last look */
 	pg_atomic_uint64 late_since;	/* a slow transaction committed work that was due then */
+	pg_atomic_uint32 left_calls;	/* attachments that were left to it */
 	slock_t		mutex;
 	int			pid;			/* 0: no process */
 	int			procno;
@@ -112,6 +113,7 @@ typedef struct SharedAttachment
 	slock_t		mutex;			/* protects the rest */
 	AttachmentState state;
 	Oid			database;
+	int			part;			/* whose worker's it is when it is left */
 	int			pid;			/* of the session */
 	pg_uuid_t	company;
 	pg_uuid_t	lease;			/* to be ended with the CALL, or nil */
@@ -125,7 +127,6 @@ typedef struct SharedState
 	int			launcher_pid;
 	int			max_databases;
 	int			max_attachments;
-	pg_atomic_uint32 attachments_left;	/* how many slots are in that state */
 	SharedDatabase databases[FLEXIBLE_ARRAY_MEMBER];
 } SharedState;
 

@@ -1121,32 +1121,38 @@ DECLARE
     -- short, and renewed: it goes soon if this session is not there to end it
     v_ttl      interval := COALESCE(ttl, CASE WHEN v_keep THEN interval '1 hour' ELSE interval '30 seconds' END);
     v_turn     interval := LEAST(interval '5 seconds', v_ttl OPERATOR(pg_catalog./) 4);
+    v_expires  pg_catalog.timestamptz;
     v_renew_at pg_catalog.timestamptz;
-    v_lease    pg_catalog.record;
+    v_status   pg_catalog.text;
     v_command  pg_catalog.uuid;
     v_state    pg_catalog.record;
 BEGIN
     PERFORM leasehold.attach_call(company => run.company);
+    IF pg_catalog.num_nonnulls(command, argv) OPERATOR(pg_catalog.<>) 1 THEN
+        RAISE EXCEPTION USING ERRCODE = '22023', MESSAGE = 'one of the arguments "command" and "argv" is needed',
+            HINT = 'command => ''...'' is a script for the shell, argv => ARRAY[''program'', ''argument''] a program.',
+            DETAIL = '{"code": "argument_invalid"}';
+    END IF;
     PERFORM leasehold.check_command(run.argv, run.command, run.cwd, run.env, run.stdin, run.timeout);
     IF v_own THEN
-        lease_id := leasehold.request_lease(run.environment, agent_id => run.agent_id, issue_id => run.issue_id,
-            run_id => run.run_id, ttl => v_ttl, company => run.company);
+        CALL leasehold.acquire_lease(run.environment, lease_id, v_status, v_expires, agent_id => run.agent_id,
+            issue_id => run.issue_id, run_id => run.run_id, ttl => v_ttl, company => run.company);
         IF NOT v_keep THEN
             PERFORM leasehold.attach_call(lease_id => run.lease_id, company => run.company);
         END IF;
-        LOOP
-            COMMIT;
-            SELECT f.* INTO v_lease FROM leasehold.follow_lease(run.lease_id, company => run.company) AS f;
-            EXIT WHEN v_lease.done;
-        END LOOP;
-        IF v_lease.status OPERATOR(pg_catalog.<>) 'active' THEN
-            RAISE EXCEPTION USING ERRCODE = 'PT503',
-                MESSAGE = pg_catalog.concat('lease ', lease_id, ' could not be acquired: ',
-                    COALESCE(v_lease.failure_reason, v_lease.status)),
-                DETAIL = pg_catalog.jsonb_build_object('code', 'lease_acquire_failed', 'lease_id', lease_id,
-                    'status', v_lease.status, 'failure_code', v_lease.failure_code)::pg_catalog.text;
+        v_renew_at := pg_catalog.clock_timestamp()
+            OPERATOR(pg_catalog.+) ((v_expires OPERATOR(pg_catalog.-) pg_catalog.clock_timestamp()) OPERATOR(pg_catalog./) 3);
+    ELSIF environment IS NOT NULL THEN
+        PERFORM leasehold.use_company(run.company);
+        PERFORM FROM leasehold.leases AS l
+           JOIN leasehold.environments AS e
+             ON e.company_id OPERATOR(pg_catalog.=) l.company_id AND e.id OPERATOR(pg_catalog.=) l.environment_id
+          WHERE l.id OPERATOR(pg_catalog.=) run.lease_id AND e.key OPERATOR(pg_catalog.<>) run.environment;
+        IF FOUND THEN
+            RAISE EXCEPTION USING ERRCODE = '22023',
+                MESSAGE = pg_catalog.format('lease %s is in another environment', lease_id),
+                HINT = 'The environment of a lease that is given can be null.', DETAIL = '{"code": "argument_invalid"}';
         END IF;
-        v_renew_at := pg_catalog.clock_timestamp() OPERATOR(pg_catalog.+) (v_ttl OPERATOR(pg_catalog./) 3);
     END IF;
 
     v_command := leasehold.start_command(run.lease_id, argv => run.argv, shell => run.command, cwd => run.cwd,
@@ -1157,11 +1163,12 @@ BEGIN
         SELECT f.* INTO v_state FROM leasehold.follow_command(v_command, v_turn, run.company) AS f;
         IF v_own AND (v_state.done AND v_keep
                       OR NOT v_state.done AND pg_catalog.clock_timestamp() OPERATOR(pg_catalog.>=) v_renew_at) THEN
-            SELECT w.* INTO v_lease FROM leasehold.wait_for_lease(run.lease_id, interval '0', run.company) AS w;
+            SELECT w.status INTO v_status FROM leasehold.wait_for_lease(run.lease_id, interval '0', run.company) AS w;
             -- one that has ended takes the command with it, which is seen soon
-            IF v_lease.status OPERATOR(pg_catalog.=) 'active' THEN
-                PERFORM leasehold.renew_lease(run.lease_id, v_ttl, company => run.company);
-                v_renew_at := pg_catalog.clock_timestamp() OPERATOR(pg_catalog.+) (v_ttl OPERATOR(pg_catalog./) 3);
+            IF v_status OPERATOR(pg_catalog.=) 'active' THEN
+                v_expires := leasehold.renew_lease(run.lease_id, v_ttl, company => run.company);
+                v_renew_at := pg_catalog.clock_timestamp()
+                    OPERATOR(pg_catalog.+) ((v_expires OPERATOR(pg_catalog.-) pg_catalog.clock_timestamp()) OPERATOR(pg_catalog./) 3);
             END IF;
         END IF;
         EXIT WHEN v_state.done;
@@ -2145,6 +2152,61 @@ $$;
 
 COMMENT ON FUNCTION leasehold_internal.lose_commands(bigint[], smallint[], timestamptz) IS
     'Ends commands that no live worker has, as lost or of unknown outcome';
+
+-- 46_left_calls.sql: what becomes of commands and leases when the CALL that waited
+-- for them has ended in its midst.  See extension/attachment.c and 34_procedures.sql.
+
+-- Ends what sessions have left: a lease, a command, or both for each (null where
+-- there is none).  Returns for each whether it is done; it is not, if a user has
+-- something of it locked.
+CREATE FUNCTION leasehold_internal.end_left_calls(company_ids uuid[], lease_ids uuid[], command_ids uuid[])
+    RETURNS boolean[] LANGUAGE plpgsql VOLATILE AS $$
+#variable_conflict use_column
+DECLARE
+    v_done boolean[];
+BEGIN
+    SELECT pg_catalog.array_agg((t.id IS NULL OR l.id IS NOT NULL) AND (u.id IS NULL OR c.id IS NOT NULL) ORDER BY w.nr)
+      INTO v_done
+      FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(lease_ids), pg_catalog.unnest(command_ids))
+           WITH ORDINALITY AS w (company_id, lease_id, command_id, nr)
+      LEFT JOIN LATERAL (SELECT x.id FROM leasehold.leases AS x
+                          WHERE x.company_id = w.company_id AND x.id = w.lease_id OFFSET 0) AS t ON true
+      LEFT JOIN LATERAL (SELECT x.id FROM leasehold.leases AS x
+                          WHERE x.company_id = w.company_id AND x.id = w.lease_id FOR NO KEY UPDATE SKIP LOCKED) AS l ON true
+      LEFT JOIN LATERAL (SELECT x.id FROM leasehold.commands AS x
+                          WHERE x.company_id = w.company_id AND x.id = w.command_id OFFSET 0) AS u ON true
+      LEFT JOIN LATERAL (SELECT x.id FROM leasehold.commands AS x
+                          WHERE x.company_id = w.company_id AND x.id = w.command_id FOR NO KEY UPDATE SKIP LOCKED) AS c ON true;
+
+    PERFORM leasehold_internal.cancel_commands(pg_catalog.array_agg(w.company_id), pg_catalog.array_agg(w.command_id),
+                'the session that waited for it ended')
+       FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(command_ids), pg_catalog.unnest(v_done))
+            AS w (company_id, command_id, done)
+      WHERE w.done AND w.command_id IS NOT NULL;
+    -- as with a run that is cancelled
+    PERFORM leasehold_internal.end_leases(pg_catalog.array_agg(w.company_id), pg_catalog.array_agg(w.lease_id),
+                leasehold_internal.lease_end_of_run('cancelled'), NULL, 'session_ended')
+       FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(lease_ids), pg_catalog.unnest(v_done))
+            AS w (company_id, lease_id, done)
+      WHERE w.done AND w.lease_id IS NOT NULL
+     HAVING pg_catalog.count(*) > 0;
+    RETURN v_done;
+END
+$$;
+
+COMMENT ON FUNCTION leasehold_internal.end_left_calls(uuid[], uuid[], uuid[]) IS
+    'Ends what sessions have left whose CALL did not see its end';
+
+-- Those that began are lost with the worker that had them; of the others a worker
+-- that takes over asks whether somebody waits.
+CREATE FUNCTION leasehold_internal.attached_commands(shards smallint[], OUT company_id uuid, OUT command_id uuid)
+    RETURNS SETOF record LANGUAGE sql VOLATILE AS $$
+    SELECT q.company_id, q.subject_id FROM leasehold_internal.calls AS q
+     WHERE q.slot = 'command' AND q.payload ? 'attached' AND q.shard = ANY (shards)
+$$;
+
+COMMENT ON FUNCTION leasehold_internal.attached_commands(smallint[]) IS
+    'Commands that were started for a session that waits for them';
 
 CREATE OR REPLACE FUNCTION leasehold_internal.reset_breaker(provider text) RETURNS boolean LANGUAGE plpgsql VOLATILE AS $$
 BEGIN
