@@ -33,4 +33,7 @@ CppConcat(pg_finfo_,funcname) (void) \
 extern int no_such_variable
 #endif
 
+/* libpq/libpq.h would need the headers of every library the server was built with */
+extern bool pq_check_connection(void);
+
 #endif							/* LEASEHOLD_COMPAT_H */

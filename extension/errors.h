@@ -59,14 +59,17 @@
 	X(PROVIDER_FORBIDDEN, "provider_forbidden", "PT422") \
 	X(ROLE_UNSUITABLE, "role_unsuitable", "PT422") \
 	X(IMPORT_REFUSED, "import_refused", "PT422") \
+	X(COMMAND_FAILED, "command_failed", "PT422") \
 	/* too many */ \
 	X(QUOTA_EXCEEDED, "quota_exceeded", "PT429") \
 	/* nobody there to do it */ \
 	X(WORKER_UNAVAILABLE, "worker_unavailable", "PT503") \
 	X(INSTALLATION_HELD, "installation_held", "PT503") \
+	X(LEASE_ACQUIRE_FAILED, "lease_acquire_failed", "PT503") \
 	/* the session's own circumstances */ \
 	X(READ_ONLY, "read_only", "25006") \
 	X(OWN_TRANSACTION, "own_transaction", "25001") \
+	X(TRANSACTION_BLOCK, "transaction_block", "25001") \
 	X(NOT_PRELOADED, "not_preloaded", "55000")
 
 #define LEASEHOLD_ERROR_ENUM(name, code, sqlstate) LHE_##name,

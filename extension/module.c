@@ -8,6 +8,7 @@
 
 #include "miscadmin.h"
 
+#include "attachment.h"
 #include "caller.h"
 #include "database_guard.h"
 #include "installation.h"
@@ -28,6 +29,7 @@ _PG_init(void)
 	caller_init();
 	installation_init();
 	wake_init();
+	attachment_init();
 	database_guard_init();
 	planning_init();
 

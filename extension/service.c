@@ -24,6 +24,7 @@ PG_FUNCTION_INFO_V1(leasehold_worker_states);
 PG_FUNCTION_INFO_V1(leasehold_provider_states);
 PG_FUNCTION_INFO_V1(leasehold_request_breaker_reset);
 
+static bool is_served(bool even_if_paused, char **reason, LeaseholdError *error);
 static const char *reason_without_entry(void);
 static WorkerState state_of_worker(SharedWorker *worker, char *said);
 static bool died_without_a_word(int pid);
@@ -32,6 +33,18 @@ static void put_count(Datum *value, uint64 count);
 
 bool
 service_is_available(char **reason, LeaseholdError *error)
+{
+	return is_served(false, reason, error);
+}
+
+bool
+service_sees_to_ends(char **reason, LeaseholdError *error)
+{
+	return is_served(true, reason, error);
+}
+
+static bool
+is_served(bool even_if_paused, char **reason, LeaseholdError *error)
 {
 	SharedDatabase *entry;
 	const char *pause;
@@ -60,7 +73,7 @@ service_is_available(char **reason, LeaseholdError *error)
 	 * a pause holds from its commit on, whether or not a worker has seen it
 	 * yet
 	 */
-	if (installation_is_paused(&pause))
+	if (!even_if_paused && installation_is_paused(&pause))
 	{
 		*reason = pause[0] != '\0' ? psprintf("paused: %s", pause) : pstrdup("paused by an administrator");
 		return false;

@@ -14,6 +14,12 @@
 extern bool service_is_available(char **reason, LeaseholdError *error);
 
 /*
+ * The same for what a provider has begun: its end is seen even while the worker
+ * is paused.
+ */
+extern bool service_sees_to_ends(char **reason, LeaseholdError *error);
+
+/*
  * What was asked for is kept, but who asked should know that nobody does it
  * now: a WARNING, once in a transaction.
  */

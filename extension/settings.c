@@ -18,6 +18,7 @@
 
 int			setting_workers = 1;
 int			setting_max_databases = 16;
+int			setting_max_attached_calls = 500;
 int			setting_max_concurrent_calls = 1000;
 int			setting_max_concurrent_commands = 200;
 int			setting_max_output = 16384;
@@ -84,6 +85,8 @@ static const IntSetting int_settings[] = {
 	&setting_idle_check, 1, 3600, PGC_SIGHUP, GUC_UNIT_S},
 	{"leasehold.lease_retention", "Days that ended leases are kept.",
 	&setting_lease_retention, 1, 36500, PGC_SIGHUP, 0},
+	{"leasehold.max_attached_calls", "Sessions of this server that can wait in a CALL for their command or lease.",
+	&setting_max_attached_calls, 1, 100000, PGC_POSTMASTER, 0},
 	{"leasehold.max_concurrent_calls", "Provider calls that one worker has in flight at most.",
 	&setting_max_concurrent_calls, 1, 20000, PGC_SIGHUP, 0},
 	{"leasehold.max_concurrent_commands", "Commands that one worker has carried out at a time at most.",

@@ -8,6 +8,7 @@
 /* fixed at server start: they size shared memory */
 extern int	setting_workers;
 extern int	setting_max_databases;
+extern int	setting_max_attached_calls;
 
 /* read by workers, changed by reload */
 extern int	setting_max_concurrent_calls;

@@ -17,13 +17,17 @@
 #include "shared_state.h"
 
 SharedState *shared_state = NULL;
+SharedAttachment *shared_attachments = NULL;
 
 static shmem_request_hook_type prev_shmem_request_hook = NULL;
 static shmem_startup_hook_type prev_shmem_startup_hook = NULL;
 
 static Size shared_size(void);
+static Size attachments_size(void);
 static void shared_request(void);
 static void shared_startup(void);
+static void attachments_startup(void);
+static void attachments_forget(Oid database);
 static void shared_reset_entry(SharedDatabase *entry, Oid database);
 static void wake_process(int procno);
 
@@ -44,12 +48,19 @@ shared_size(void)
 					mul_size(setting_max_databases, sizeof(SharedDatabase)));
 }
 
+static Size
+attachments_size(void)
+{
+	return mul_size(setting_max_attached_calls, sizeof(SharedAttachment));
+}
+
 static void
 shared_request(void)
 {
 	if (prev_shmem_request_hook)
 		prev_shmem_request_hook();
 	RequestAddinShmemSpace(shared_size());
+	RequestAddinShmemSpace(attachments_size());
 	RequestNamedLWLockTranche("leasehold", 1);
 }
 
@@ -77,6 +88,7 @@ shared_startup(void)
 			{
 				pg_atomic_init_u32(&entry->workers[w].wake, 0);
 				pg_atomic_init_u64(&entry->workers[w].late_since, PG_UINT64_MAX);
+				pg_atomic_init_u32(&entry->workers[w].left_calls, 0);
 				SpinLockInit(&entry->workers[w].mutex);
 			}
 			for (int b = 0; b < SHARED_WAIT_BUCKETS; b++)
@@ -84,7 +96,22 @@ shared_startup(void)
 			shared_reset_entry(entry, InvalidOid);
 		}
 	}
+	attachments_startup();
 	LWLockRelease(AddinShmemInitLock);
+}
+
+static void
+attachments_startup(void)
+{
+	bool		found;
+
+	shared_attachments = ShmemInitStruct("leasehold attachments", attachments_size(), &found);
+	if (found)
+		return;
+	memset(shared_attachments, 0, attachments_size());
+	shared_state->max_attachments = setting_max_attached_calls;
+	for (int i = 0; i < shared_state->max_attachments; i++)
+		SpinLockInit(&shared_attachments[i].mutex);
 }
 
 SharedDatabase *
@@ -165,9 +192,27 @@ shared_drop_database(Oid database, bool even_if_wanted)
 		SharedDatabase *entry = &shared_state->databases[i];
 
 		if (entry->oid == database && (even_if_wanted || !entry->wanted))
+		{
 			shared_reset_entry(entry, InvalidOid);
+			attachments_forget(database);
+		}
 	}
 	LWLockRelease(shared_state->lock);
+}
+
+/* No worker will see to what was left there.  Who holds a slot frees it himself. */
+static void
+attachments_forget(Oid database)
+{
+	for (int i = 0; i < shared_state->max_attachments; i++)
+	{
+		SharedAttachment *slot = &shared_attachments[i];
+
+		SpinLockAcquire(&slot->mutex);
+		if (slot->state == ATTACHMENT_LEFT && slot->database == database)
+			slot->state = ATTACHMENT_FREE;
+		SpinLockRelease(&slot->mutex);
+	}
 }
 
 /*
@@ -199,6 +244,7 @@ shared_reset_entry(SharedDatabase *entry, Oid database)
 		worker->stale_answers = worker->failed_batches = 0;
 		memset(worker->providers, 0, sizeof(worker->providers));
 		SpinLockRelease(&worker->mutex);
+		pg_atomic_write_u32(&worker->left_calls, 0);
 	}
 	entry->oid = database;
 }

@@ -53,13 +53,14 @@ typedef struct SharedProvider
 } SharedProvider;
 
 /*
- * Written by its worker only, except wake and reset_breaker; the figures are
- * protected by mutex.
+ * Written by its worker only, except the atomic ones and reset_breaker; the
+ * figures are protected by mutex.
  */
 typedef struct SharedWorker
 {
 	pg_atomic_uint32 wake;		/* work was committed since the last look */
 	pg_atomic_uint64 late_since;	/* a slow transaction committed work that was due then */
+	pg_atomic_uint32 left_calls;	/* attachments that were left to it */
 	slock_t		mutex;
 	int			pid;			/* 0: no process */
 	int			procno;
@@ -96,17 +97,42 @@ typedef struct SharedDatabase
 	ConditionVariable waiters[SHARED_WAIT_BUCKETS];
 } SharedDatabase;
 
+typedef enum AttachmentState
+{
+	ATTACHMENT_FREE,
+	ATTACHMENT_HELD,			/* by a session whose CALL goes on */
+	ATTACHMENT_LEFT				/* that CALL did not see its end: a worker is to end what it held */
+} AttachmentState;
+
+/*
+ * What a session that waits for its command holds.  A slot that was left stays
+ * until a worker has done its duty, however often workers are restarted.
+ */
+typedef struct SharedAttachment
+{
+	slock_t		mutex;			/* protects the rest */
+	AttachmentState state;
+	Oid			database;
+	int			part;			/* whose worker's it is when it is left */
+	int			pid;			/* of the session */
+	pg_uuid_t	company;
+	pg_uuid_t	lease;			/* to be ended with the CALL, or nil */
+	pg_uuid_t	command;		/* to be cancelled with it, or nil */
+} SharedAttachment;
+
 typedef struct SharedState
 {
 	LWLock	   *lock;			/* protects the set of databases and the launcher's fields */
 	int			launcher_procno;
 	int			launcher_pid;
 	int			max_databases;
+	int			max_attachments;
 	SharedDatabase databases[FLEXIBLE_ARRAY_MEMBER];
 } SharedState;
 
 /* NULL when the library is not preloaded */
 extern SharedState *shared_state;
+extern SharedAttachment *shared_attachments;	/* max_attachments of them */
 
 extern void shared_state_init(void);
 

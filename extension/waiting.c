@@ -18,6 +18,9 @@
 #include "funcapi.h"
 #include "miscadmin.h"
 #include "storage/condition_variable.h"
+#include "storage/latch.h"
+#include "tcop/dest.h"
+#include "tcop/tcopprot.h"
 #include "utils/builtins.h"
 #include "utils/datum.h"
 #include "utils/memutils.h"
@@ -27,67 +30,45 @@
 #include "utils/wait_event.h"
 
 #include "errors.h"
+#include "installation.h"
 #include "service.h"
 #include "shared_state.h"
+#include "waiting.h"
 
 PG_FUNCTION_INFO_V1(leasehold_wait_for_lease);
 PG_FUNCTION_INFO_V1(leasehold_wait_for_command);
 PG_FUNCTION_INFO_V1(leasehold_read_output);
 
-#define WAIT_LIMIT_MS	60000
-#define LOOK_AGAIN_MS	500		/* in case nobody wakes us: changes that users make */
-#define MAX_ARGS		3
+#define WAIT_LIMIT_MS		60000
+#define LOOK_AGAIN_MS		500 /* in case nobody wakes us: changes that users make */
+#define WAIT_PATIENCE_MS	10000
+#define CLIENT_CHECK_MS		1000
 
-/*
- * What is waited for.  The query returns company_id, what the waiting function
- * returns if it returns that, whether to wait no longer in the column "done",
- * and last who wrote it.
- */
-typedef struct Subject
-{
-	const char *name;			/* for errors */
-	const char *query;
-	int			arg_count;
-	int			args[MAX_ARGS]; /* the query's, as the function's */
-	Oid			types[MAX_ARGS];
-	int			timeout;		/* the argument that says how long */
-	SPIPlanPtr	plan;
-} Subject;
-
-static Subject lease_subject = {
+WaitSubject wait_lease = {
 	.name = "lease",
 	.query = "SELECT * FROM leasehold_internal.lease_state($1, $2)",
-	.arg_count = 2,.args = {0, 2},.types = {UUIDOID, TEXTOID},.timeout = 1,
+	.arg_count = 2,.types = {UUIDOID, TEXTOID},
 };
 
-static Subject command_subject = {
+WaitSubject wait_command = {
 	.name = "command",
 	.query = "SELECT * FROM leasehold_internal.command_state($1, $2)",
-	.arg_count = 2,.args = {0, 2},.types = {UUIDOID, TEXTOID},.timeout = 1,
+	.arg_count = 2,.types = {UUIDOID, TEXTOID},
 };
 
-static Subject output_subject = {
+WaitSubject wait_output = {
 	.name = "command",
 	.query = "SELECT * FROM leasehold_internal.output_state($1, $2, $3)",
-	.arg_count = 3,.args = {0, 1, 3},.types = {UUIDOID, INT8OID, TEXTOID},.timeout = 2,
+	.arg_count = 3,.types = {UUIDOID, INT8OID, TEXTOID},
 };
 
-typedef struct SubjectState
-{
-	Datum	   *values;			/* the columns between the first and the last */
-	bool	   *nulls;
-	bool		done;
-	bool		own_change;		/* written by the waiter's own transaction */
-} SubjectState;
-
-static Datum wait_for_record(FunctionCallInfo fcinfo, Subject *subject, int64 default_ms);
-static void wait_for(FunctionCallInfo fcinfo, Subject *subject, int64 default_ms, SubjectState *state);
-static void refuse_to_wait(const Subject *subject, const SubjectState *state);
-static int64 wait_milliseconds(FunctionCallInfo fcinfo, int arg, int64 default_ms);
-static void read_state(FunctionCallInfo fcinfo, Subject *subject, SubjectState *state, MemoryContext context);
-static void query_args(FunctionCallInfo fcinfo, const Subject *subject, Datum *args, char *nulls);
+static Datum wait_for_record(FunctionCallInfo fcinfo, WaitSubject *subject);
+static void require_prospect(const WaitSubject *subject, const WaitState *state, TimestampTz *unserved_since);
+static bool is_patient(TimestampTz *unserved_since);
+static bool client_check_is_due(TimestampTz *next);
+static void check_client(void);
 static SPIPlanPtr kept_plan(SPIPlanPtr *plan, const char *query, int count, Oid *types);
-static void return_output(FunctionCallInfo fcinfo);
+static void put_piece(HeapTuple row, TupleDesc desc, void *arg);
 
 /*
  * wait_for_lease(lease_id, timeout, company): the lease's state, once nothing
@@ -96,7 +77,7 @@ static void return_output(FunctionCallInfo fcinfo);
 Datum
 leasehold_wait_for_lease(PG_FUNCTION_ARGS)
 {
-	return wait_for_record(fcinfo, &lease_subject, 5000);
+	return wait_for_record(fcinfo, &wait_lease);
 }
 
 /*
@@ -106,7 +87,18 @@ leasehold_wait_for_lease(PG_FUNCTION_ARGS)
 Datum
 leasehold_wait_for_command(PG_FUNCTION_ARGS)
 {
-	return wait_for_record(fcinfo, &command_subject, 5000);
+	return wait_for_record(fcinfo, &wait_command);
+}
+
+static Datum
+wait_for_record(FunctionCallInfo fcinfo, WaitSubject *subject)
+{
+	WaitArgs	args;
+	WaitState	state;
+
+	wait_args(fcinfo, &args, 2, (int[]) {0, 2});
+	wait_for(subject, &args, wait_milliseconds(fcinfo, 1, WAIT_DEFAULT_MS), NULL, &state);
+	return wait_record(fcinfo, &state);
 }
 
 /*
@@ -116,80 +108,33 @@ leasehold_wait_for_command(PG_FUNCTION_ARGS)
 Datum
 leasehold_read_output(PG_FUNCTION_ARGS)
 {
-	SubjectState state;
+	WaitArgs	args;
+	WaitState	state;
 
-	wait_for(fcinfo, &output_subject, 0, &state);
+	wait_args(fcinfo, &args, 3, (int[]) {0, 1, 3});
+	wait_for(&wait_output, &args, wait_milliseconds(fcinfo, 2, 0), NULL, &state);
 	InitMaterializedSRF(fcinfo, 0);
-	return_output(fcinfo);
+	(void) wait_read_output(&args, put_piece, fcinfo->resultinfo);
 	return (Datum) 0;
 }
 
-static Datum
-wait_for_record(FunctionCallInfo fcinfo, Subject *subject, int64 default_ms)
+static void
+put_piece(HeapTuple row, TupleDesc desc, void *arg)
 {
-	TupleDesc	desc;
-	SubjectState state;
-
-	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
-		elog(ERROR, "return type must be a row type");
-	wait_for(fcinfo, subject, default_ms, &state);
-	return HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), state.values, state.nulls));
+	tuplestore_puttuple(((ReturnSetInfo *) arg)->setResult, row);
 }
 
-static void
-wait_for(FunctionCallInfo fcinfo, Subject *subject, int64 default_ms, SubjectState *state)
+void
+wait_args(FunctionCallInfo fcinfo, WaitArgs *args, int count, const int *places)
 {
-	pg_uuid_t  *id = PG_GETARG_UUID_P(0);
-	TimestampTz give_up = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
-													  wait_milliseconds(fcinfo, subject->timeout, default_ms));
-	SharedDatabase *entry = shared_find_database(MyDatabaseId, false);
-	ConditionVariable *waiters = entry ? shared_waiters_of(entry, id) : NULL;
-
-	if (waiters != NULL)
-		ConditionVariablePrepareToSleep(waiters);
-	for (;;)
+	for (int i = 0; i < count; i++)
 	{
-		int64		left;
-
-		read_state(fcinfo, subject, state, CurrentMemoryContext);
-		left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), give_up);
-		if (state->done || left <= 0)
-			break;
-		refuse_to_wait(subject, state);
-
-		/* the database may have got its entry while we looked */
-		if (waiters == NULL)
-		{
-			entry = shared_find_database(MyDatabaseId, false);
-			if (entry == NULL)
-				continue;
-			waiters = shared_waiters_of(entry, id);
-		}
-		(void) ConditionVariableTimedSleep(waiters, Min(left, LOOK_AGAIN_MS), PG_WAIT_EXTENSION);
+		args->nulls[i] = PG_ARGISNULL(places[i]) ? 'n' : ' ';
+		args->values[i] = PG_ARGISNULL(places[i]) ? (Datum) 0 : PG_GETARG_DATUM(places[i]);
 	}
-	ConditionVariableCancelSleep();
 }
 
-/* If there is nothing to wait for. */
-static void
-refuse_to_wait(const Subject *subject, const SubjectState *state)
-{
-	char	   *reason;
-	LeaseholdError error;
-
-	if (state->own_change)
-		ereport(ERROR,
-				(leasehold_error(LHE_OWN_TRANSACTION),
-				 errmsg("the %s was changed in this transaction, so nothing happens to it before the commit", subject->name),
-				 errhint("Commit first, then wait.")));
-	if (!service_is_available(&reason, &error))
-		ereport(ERROR,
-				(leasehold_error(error),
-				 errmsg("the %s does not go on: %s", subject->name, reason),
-				 errhint("An administrator can call leasehold.doctor().")));
-}
-
-static int64
+int64
 wait_milliseconds(FunctionCallInfo fcinfo, int arg, int64 default_ms)
 {
 	Interval   *timeout;
@@ -209,30 +154,130 @@ wait_milliseconds(FunctionCallInfo fcinfo, int arg, int64 default_ms)
 	return micros / 1000;
 }
 
+void
+wait_for(WaitSubject *subject, const WaitArgs *args, int64 timeout_ms, TimestampTz *unserved_since, WaitState *state)
+{
+	pg_uuid_t  *id = DatumGetUUIDP(args->values[0]);
+	TimestampTz give_up = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), timeout_ms);
+	TimestampTz next_client_check = 0;
+	SharedDatabase *entry = shared_find_database(MyDatabaseId, false);
+	ConditionVariable *waiters = entry ? shared_waiters_of(entry, id) : NULL;
+
+	if (waiters != NULL)
+		ConditionVariablePrepareToSleep(waiters);
+	for (;;)
+	{
+		int64		left;
+
+		wait_read_state(subject, args, state);
+		left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), give_up);
+		if (state->done || left <= 0)
+			break;
+		require_prospect(subject, state, unserved_since);
+
+		/* the database may have got its entry while we looked */
+		if (waiters == NULL)
+		{
+			entry = shared_find_database(MyDatabaseId, false);
+			if (entry == NULL)
+				continue;
+			waiters = shared_waiters_of(entry, id);
+		}
+		(void) ConditionVariableTimedSleep(waiters, Min(left, LOOK_AGAIN_MS), PG_WAIT_EXTENSION);
+		if (client_check_is_due(&next_client_check))
+		{
+			check_client();
+			/* that may have taken what was to wake us */
+			ConditionVariablePrepareToSleep(waiters);
+		}
+	}
+	ConditionVariableCancelSleep();
+}
+
+/* Refuses to wait for what does not come. */
+static void
+require_prospect(const WaitSubject *subject, const WaitState *state, TimestampTz *unserved_since)
+{
+	char	   *reason;
+	LeaseholdError error;
+
+	if (state->own_change)
+		ereport(ERROR,
+				(leasehold_error(LHE_OWN_TRANSACTION),
+				 errmsg("the %s was changed in this transaction, so nothing happens to it before the commit", subject->name),
+				 errhint("Commit first, then wait.")));
+	if (state->under_way ? service_sees_to_ends(&reason, &error) : service_is_available(&reason, &error))
+	{
+		if (unserved_since != NULL)
+			*unserved_since = 0;
+	}
+	else if (!is_patient(unserved_since))
+		ereport(ERROR,
+				(leasehold_error(error),
+				 errmsg("the %s does not go on: %s", subject->name, reason),
+				 errhint("An administrator can call leasehold.doctor().")));
+}
+
+static bool
+is_patient(TimestampTz *unserved_since)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	if (unserved_since == NULL)
+		return false;
+	if (*unserved_since == 0)
+		*unserved_since = now;
+	return !TimestampDifferenceExceeds(*unserved_since, now, WAIT_PATIENCE_MS);
+}
+
+static bool
+client_check_is_due(TimestampTz *next)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	if (now < *next || MyProcPort == NULL || whereToSendOutput != DestRemote || !WaitEventSetCanReportClosed())
+		return false;
+	*next = TimestampTzPlusMilliseconds(now, CLIENT_CHECK_MS);
+	return true;
+}
+
+/* A client that has gone would be noticed only when something is sent to it. */
+static void
+check_client(void)
+{
+	if (!pq_check_connection())
+	{
+		ClientConnectionLost = true;
+		InterruptPending = true;
+	}
+	CHECK_FOR_INTERRUPTS();
+}
+
 /*
  * Reads the state with a new snapshot; refuses if it is not the caller's.
  */
-static void
-read_state(FunctionCallInfo fcinfo, Subject *subject, SubjectState *state, MemoryContext context)
+void
+wait_read_state(WaitSubject *subject, const WaitArgs *args, WaitState *state)
 {
-	Datum		args[MAX_ARGS];
-	char		nulls[MAX_ARGS];
+	MemoryContext context = CurrentMemoryContext;
 	Snapshot	snapshot;
 	HeapTuple	row;
 	TupleDesc	desc;
 	bool		isnull;
+	char	   *status;
 
-	query_args(fcinfo, subject, args, nulls);
 	SPI_connect();
 	(void) kept_plan(&subject->plan, subject->query, subject->arg_count, subject->types);
 	snapshot = RegisterSnapshot(GetLatestSnapshot());
-	if (SPI_execute_snapshot(subject->plan, args, nulls, snapshot, InvalidSnapshot, true, false, 1) != SPI_OK_SELECT ||
-		SPI_processed != 1)
+	if (SPI_execute_snapshot(subject->plan, (Datum *) args->values, args->nulls, snapshot, InvalidSnapshot, true, false,
+							 1) != SPI_OK_SELECT || SPI_processed != 1)
 		elog(ERROR, "could not read the state of a %s", subject->name);
 	UnregisterSnapshot(snapshot);
 
 	row = SPI_tuptable->vals[0];
 	desc = SPI_tuptable->tupdesc;
+	status = SPI_getvalue(row, desc, SPI_fnumber(desc, "status"));
+	state->under_way = strcmp(status, "running") == 0;
 	state->done = DatumGetBool(SPI_getbinval(row, desc, SPI_fnumber(desc, "done"), &isnull));
 	state->own_change = TransactionIdIsCurrentTransactionId(
 															DatumGetTransactionId(SPI_getbinval(row, desc, desc->natts, &isnull)));
@@ -252,16 +297,14 @@ read_state(FunctionCallInfo fcinfo, Subject *subject, SubjectState *state, Memor
 	SPI_finish();
 }
 
-static void
-query_args(FunctionCallInfo fcinfo, const Subject *subject, Datum *args, char *nulls)
+Datum
+wait_record(FunctionCallInfo fcinfo, const WaitState *state)
 {
-	for (int i = 0; i < subject->arg_count; i++)
-	{
-		int			arg = subject->args[i];
+	TupleDesc	desc;
 
-		nulls[i] = PG_ARGISNULL(arg) ? 'n' : ' ';
-		args[i] = PG_ARGISNULL(arg) ? (Datum) 0 : PG_GETARG_DATUM(arg);
-	}
+	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
+		elog(ERROR, "return type must be a row type");
+	return HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), state->values, state->nulls));
 }
 
 static SPIPlanPtr
@@ -277,24 +320,23 @@ kept_plan(SPIPlanPtr *plan, const char *query, int count, Oid *types)
 }
 
 /* The pieces, as of now. */
-static void
-return_output(FunctionCallInfo fcinfo)
+uint64
+wait_read_output(const WaitArgs *args, void (*take) (HeapTuple row, TupleDesc desc, void *arg), void *arg)
 {
 	static SPIPlanPtr plan = NULL;
-	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
-	Datum		args[MAX_ARGS];
-	char		nulls[MAX_ARGS];
 	Snapshot	snapshot;
+	uint64		count;
 
-	query_args(fcinfo, &output_subject, args, nulls);
 	SPI_connect();
-	(void) kept_plan(&plan, "SELECT * FROM leasehold_internal.output_rows($1, $2, $3)", output_subject.arg_count,
-					 output_subject.types);
+	(void) kept_plan(&plan, "SELECT * FROM leasehold_internal.output_rows($1, $2, $3)", wait_output.arg_count,
+					 wait_output.types);
 	snapshot = RegisterSnapshot(GetLatestSnapshot());
-	if (SPI_execute_snapshot(plan, args, nulls, snapshot, InvalidSnapshot, true, false, 0) != SPI_OK_SELECT)
+	if (SPI_execute_snapshot(plan, (Datum *) args->values, args->nulls, snapshot, InvalidSnapshot, true, false, 0) != SPI_OK_SELECT)
 		elog(ERROR, "could not read output");
 	UnregisterSnapshot(snapshot);
-	for (uint64 i = 0; i < SPI_processed; i++)
-		tuplestore_puttuple(rsinfo->setResult, SPI_tuptable->vals[i]);
+	count = SPI_processed;
+	for (uint64 i = 0; i < count; i++)
+		take(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, arg);
 	SPI_finish();
+	return count;
 }

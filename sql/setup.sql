@@ -66,10 +66,10 @@ INSERT INTO test.error_codes VALUES
     ('wrong_state', 'PT409'), ('illegal_transition', 'PT409'), ('stale_version', 'PT409'),
     ('idempotency_conflict', 'PT409'), ('still_in_use', 'PT409'), ('drop_guarded', 'PT409'),
     ('environment_inactive', 'PT422'), ('company_inactive', 'PT422'), ('provider_unusable', 'PT422'),
-    ('provider_forbidden', 'PT422'), ('role_unsuitable', 'PT422'), ('import_refused', 'PT422'),
+    ('provider_forbidden', 'PT422'), ('role_unsuitable', 'PT422'), ('import_refused', 'PT422'), ('command_failed', 'PT422'),
     ('quota_exceeded', 'PT429'),
-    ('worker_unavailable', 'PT503'), ('installation_held', 'PT503'),
-    ('read_only', '25006'), ('own_transaction', '25001'), ('not_preloaded', '55000');
+    ('worker_unavailable', 'PT503'), ('installation_held', 'PT503'), ('lease_acquire_failed', 'PT503'),
+    ('read_only', '25006'), ('own_transaction', '25001'), ('transaction_block', '25001'), ('not_preloaded', '55000');
 GRANT SELECT ON test.error_codes TO PUBLIC;
 
 -- What a statement raises: its SQLSTATE, and the machine code if it is one of ours.

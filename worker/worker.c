@@ -48,6 +48,7 @@
 #include "http_client.h"
 #include "installation.h"
 #include "installation_check.h"
+#include "left_calls.h"
 #include "planning.h"
 #include "plugins.h"
 #include "queue.h"
@@ -377,6 +378,7 @@ worker_loop(void)
 			if (installation_may_write(state) && !installation_may_write(was))
 			{
 				handover_take();
+				left_calls_look_for_lost();
 				check = true;
 				next_housekeeping = 0;
 			}
@@ -388,7 +390,11 @@ worker_loop(void)
 				check = true;
 			}
 			queue_obey_resets(worker.shared);
+			if (installation_may_write(state) && left_calls_waiting(now, &next))
+				left_calls_end();
 			next = round_run(state, check);
+			if (installation_may_write(state) && left_calls_waiting(GetCurrentTimestamp(), &next))
+				next = 0;
 			if (check)
 				next_check = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), setting_idle_check * INT64CONST(1000));
 			worker_publish();

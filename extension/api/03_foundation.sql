@@ -216,6 +216,26 @@ $$;
 COMMENT ON FUNCTION leasehold_internal.publish(regproc, text, text, text[]) IS
     'Makes the public function of an implementation, for the install and upgrade scripts';
 
+-- publish_procedure() gives a procedure to roles.  Procedures that commit have no
+-- gate: they run as the caller, and what they call is public.
+
+CREATE FUNCTION leasehold_internal.publish_procedure(procedure regproc, description text, VARIADIC to_roles text[])
+    RETURNS void LANGUAGE plpgsql VOLATILE
+    SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    target  text := procedure::oid::regprocedure::text;
+    grantee text;
+BEGIN
+    PERFORM leasehold_internal.revoke_all('PROCEDURE', target, (SELECT p.proacl FROM pg_proc AS p WHERE p.oid = procedure));
+    FOREACH grantee IN ARRAY to_roles LOOP
+        EXECUTE format('GRANT EXECUTE ON PROCEDURE %s TO %I', target, grantee);
+    END LOOP;
+    EXECUTE format('COMMENT ON PROCEDURE %s IS %L', target, 'procedure: ' || description);
+END
+$$;
+COMMENT ON FUNCTION leasehold_internal.publish_procedure(regproc, text, text[]) IS
+    'Gives a procedure to roles, for the install and upgrade scripts';
+
 -- protect() gives a table its row security: rows of companies that the acting
 -- role sees at the level, and the owner, too, is bound by it.  Only the owner has
 -- a policy for writing, so a privilege that was given by mistake changes nothing.

@@ -127,6 +127,28 @@ END
 $$;
 COMMENT ON FUNCTION leasehold_internal.check_argv(text[], text) IS 'Refuses what is not a command';
 
+CREATE FUNCTION leasehold_internal.check_command(
+        argv text[] DEFAULT NULL, shell text DEFAULT NULL, cwd text DEFAULT NULL, env jsonb DEFAULT NULL,
+        stdin text DEFAULT NULL, timeout interval DEFAULT NULL)
+    RETURNS void LANGUAGE plpgsql STABLE AS $$
+BEGIN
+    PERFORM leasehold_internal.check_argv(argv, shell);
+    PERFORM leasehold_internal.check_text('cwd', cwd, 4000);
+    PERFORM leasehold_internal.check_env('env', env);
+    PERFORM leasehold_internal.check_interval('timeout', timeout, '0.1 seconds', '365 days');
+    IF cwd = '' THEN
+        PERFORM leasehold_internal.refuse('argument_invalid', 'argument "cwd" must not be empty');
+    ELSIF pg_catalog.octet_length(stdin) > 1000000 THEN
+        PERFORM leasehold_internal.refuse('argument_too_large', 'argument "stdin" is too large', 'The limit is 1000000 bytes.');
+    ELSIF EXISTS (SELECT FROM pg_catalog.jsonb_each(env) AS e WHERE pg_catalog.jsonb_typeof(e.value) <> 'string') THEN
+        PERFORM leasehold_internal.refuse('argument_invalid', 'argument "env" holds a reference to a secret',
+            'Commands take values only.');
+    END IF;
+END
+$$;
+SELECT leasehold_internal.publish('leasehold_internal.check_command', 'instant',
+    'raises the error that start_command() would raise for these arguments', 'leasehold_app');
+
 CREATE FUNCTION leasehold_internal.start_command(
         lease_id uuid, argv text[] DEFAULT NULL, shell text DEFAULT NULL, cwd text DEFAULT NULL,
         env jsonb DEFAULT NULL, stdin text DEFAULT NULL, timeout interval DEFAULT NULL, generation integer DEFAULT NULL,
@@ -139,18 +161,8 @@ DECLARE
     v_earlier uuid;
     v_lease   leasehold.leases;
 BEGIN
-    PERFORM leasehold_internal.check_argv(start_command.argv, start_command.shell);
-    PERFORM leasehold_internal.check_text('cwd', start_command.cwd, 4000);
-    PERFORM leasehold_internal.check_env('env', start_command.env);
-    PERFORM leasehold_internal.check_interval('timeout', start_command.timeout, '0.1 seconds', '365 days');
-    IF start_command.cwd = '' THEN
-        PERFORM leasehold_internal.refuse('argument_invalid', 'argument "cwd" must not be empty');
-    ELSIF pg_catalog.octet_length(start_command.stdin) > 1000000 THEN
-        PERFORM leasehold_internal.refuse('argument_too_large', 'argument "stdin" is too large', 'The limit is 1000000 bytes.');
-    ELSIF EXISTS (SELECT FROM pg_catalog.jsonb_each(start_command.env) AS e WHERE pg_catalog.jsonb_typeof(e.value) <> 'string') THEN
-        PERFORM leasehold_internal.refuse('argument_invalid', 'argument "env" holds a reference to a secret',
-            'Commands take values only.');
-    END IF;
+    PERFORM leasehold_internal.check_command(start_command.argv, start_command.shell, start_command.cwd, start_command.env,
+        start_command.stdin, start_command.timeout);
 
     IF start_command.idempotency_key IS NOT NULL THEN
         v_earlier := leasehold_internal.claim_idempotency_key(v_company, 'start_command', start_command.idempotency_key,
@@ -367,20 +379,19 @@ COMMENT ON FUNCTION leasehold_internal.output_text(bytea) IS
     'Output as text: what is not valid in it is replaced by U+FFFD';
 
 CREATE FUNCTION leasehold_internal.output_state(
-        command_id uuid, after bigint, company text, OUT company_id uuid, OUT done boolean, OUT written_by xid)
+        command_id uuid, after bigint, company text, OUT company_id uuid, OUT status text, OUT done boolean,
+        OUT written_by xid)
     RETURNS record LANGUAGE plpgsql STABLE AS $$
 #variable_conflict use_column
-DECLARE
-    v_finished boolean;
 BEGIN
     company_id := leasehold_internal.enter_company(output_state.company, 'user');
-    SELECT c.status = 'finished', c.xmin INTO v_finished, written_by
+    SELECT c.status, c.xmin INTO status, written_by
       FROM leasehold.commands AS c
      WHERE c.company_id = output_state.company_id AND c.id = output_state.command_id;
     IF NOT FOUND THEN
         PERFORM leasehold_internal.refuse_unknown_command(output_state.command_id);
     END IF;
-    done := v_finished OR EXISTS (
+    done := status = 'finished' OR EXISTS (
         SELECT FROM leasehold.command_output AS o
          WHERE o.company_id = output_state.company_id AND o.command_id = output_state.command_id AND o.seq > COALESCE(output_state.after, 0));
 END

@@ -19,8 +19,8 @@ SELECT leasehold_internal.revoke_all('FUNCTION', p.oid::pg_catalog.regprocedure:
 COMMENT ON FUNCTION leasehold_internal.announce_extension() IS 'Tells the launcher of this database';
 
 -- What is new belongs to leasehold_owner (nothing runs with a superuser's rights),
--- and nobody may do anything with it, publish() having seen to the public
--- functions.  In an upgrade, what is there already keeps the grants that it has.
+-- and nobody may do anything with it, publish() and publish_procedure() having seen
+-- to what is public.  In an upgrade, what is there already keeps the grants that it has.
 -- in every upgrade
 DO $$
 DECLARE
@@ -28,9 +28,10 @@ DECLARE
 BEGIN
     FOR v_object IN
         SELECT o.*
-          FROM (SELECT 'pg_catalog.pg_proc'::pg_catalog.regclass AS class, p.oid, 'FUNCTION' AS type,
+          FROM (SELECT 'pg_catalog.pg_proc'::pg_catalog.regclass AS class, p.oid, 'ROUTINE' AS type,
                        p.oid::pg_catalog.regprocedure::text AS name, p.proowner AS owner, p.proacl AS acl,
-                       p.pronamespace <> 'leasehold'::pg_catalog.regnamespace OR p.prosrc <> 'leasehold_gate' AS closed
+                       p.pronamespace <> 'leasehold'::pg_catalog.regnamespace
+                       OR p.prosrc <> 'leasehold_gate' AND p.prokind <> 'p' AS closed
                   FROM pg_catalog.pg_proc AS p
                 UNION ALL
                 SELECT 'pg_catalog.pg_class'::pg_catalog.regclass, c.oid,
@@ -96,6 +97,7 @@ GRANT EXECUTE ON FUNCTION leasehold_internal.occupied_slots(uuid, uuid, text), l
     leasehold_internal.invitations_of(name) TO leasehold_owner;
 -- in every upgrade
 REVOKE EXECUTE ON FUNCTION leasehold_internal.publish(regproc, text, text, text[]),
+    leasehold_internal.publish_procedure(regproc, text, text[]),
     leasehold_internal.protect(regclass, text, text),
     leasehold_internal.revoke_all(text, text, aclitem[]), leasehold_internal.guard_drop(),
     leasehold_internal.announce_extension() FROM leasehold_worker;

@@ -36,6 +36,27 @@ CREATE DOMAIN leasehold.output_stream AS text COLLATE "C"
 
 COMMENT ON DOMAIN leasehold.output_stream IS 'Where output came from; a notice is Leasehold''s own, as of output that was cut';
 
+-- publish_procedure() gives a procedure to roles.  Procedures that commit have no
+-- gate: they run as the caller, and what they call is public.
+
+CREATE FUNCTION leasehold_internal.publish_procedure(procedure regproc, description text, VARIADIC to_roles text[])
+    RETURNS void LANGUAGE plpgsql VOLATILE
+    SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    target  text := procedure::oid::regprocedure::text;
+    grantee text;
+BEGIN
+    PERFORM leasehold_internal.revoke_all('PROCEDURE', target, (SELECT p.proacl FROM pg_proc AS p WHERE p.oid = procedure));
+    FOREACH grantee IN ARRAY to_roles LOOP
+        EXECUTE format('GRANT EXECUTE ON PROCEDURE %s TO %I', target, grantee);
+    END LOOP;
+    EXECUTE format('COMMENT ON PROCEDURE %s IS %L', target, 'procedure: ' || description);
+END
+$$;
+
+COMMENT ON FUNCTION leasehold_internal.publish_procedure(regproc, text, text[]) IS
+    'Gives a procedure to roles, for the install and upgrade scripts';
+
 INSERT INTO leasehold.providers (key, kind, display_name, description, supports_reusable_leases)
 VALUES ('bubblewrap', 'sandbox_provider', 'Bubblewrap',
         'Built in: sandboxes on the server''s own host; needs leasehold.bubblewrap, and allow_provider() for each company', true);
@@ -652,6 +673,29 @@ $$;
 
 COMMENT ON FUNCTION leasehold_internal.check_argv(text[], text) IS 'Refuses what is not a command';
 
+CREATE FUNCTION leasehold_internal.check_command(
+        argv text[] DEFAULT NULL, shell text DEFAULT NULL, cwd text DEFAULT NULL, env jsonb DEFAULT NULL,
+        stdin text DEFAULT NULL, timeout interval DEFAULT NULL)
+    RETURNS void LANGUAGE plpgsql STABLE AS $$
+BEGIN
+    PERFORM leasehold_internal.check_argv(argv, shell);
+    PERFORM leasehold_internal.check_text('cwd', cwd, 4000);
+    PERFORM leasehold_internal.check_env('env', env);
+    PERFORM leasehold_internal.check_interval('timeout', timeout, '0.1 seconds', '365 days');
+    IF cwd = '' THEN
+        PERFORM leasehold_internal.refuse('argument_invalid', 'argument "cwd" must not be empty');
+    ELSIF pg_catalog.octet_length(stdin) > 1000000 THEN
+        PERFORM leasehold_internal.refuse('argument_too_large', 'argument "stdin" is too large', 'The limit is 1000000 bytes.');
+    ELSIF EXISTS (SELECT FROM pg_catalog.jsonb_each(env) AS e WHERE pg_catalog.jsonb_typeof(e.value) <> 'string') THEN
+        PERFORM leasehold_internal.refuse('argument_invalid', 'argument "env" holds a reference to a secret',
+            'Commands take values only.');
+    END IF;
+END
+$$;
+
+SELECT leasehold_internal.publish('leasehold_internal.check_command', 'instant',
+    'raises the error that start_command() would raise for these arguments', 'leasehold_app');
+
 CREATE FUNCTION leasehold_internal.start_command(
         lease_id uuid, argv text[] DEFAULT NULL, shell text DEFAULT NULL, cwd text DEFAULT NULL,
         env jsonb DEFAULT NULL, stdin text DEFAULT NULL, timeout interval DEFAULT NULL, generation integer DEFAULT NULL,
@@ -664,18 +708,8 @@ DECLARE
     v_earlier uuid;
     v_lease   leasehold.leases;
 BEGIN
-    PERFORM leasehold_internal.check_argv(start_command.argv, start_command.shell);
-    PERFORM leasehold_internal.check_text('cwd', start_command.cwd, 4000);
-    PERFORM leasehold_internal.check_env('env', start_command.env);
-    PERFORM leasehold_internal.check_interval('timeout', start_command.timeout, '0.1 seconds', '365 days');
-    IF start_command.cwd = '' THEN
-        PERFORM leasehold_internal.refuse('argument_invalid', 'argument "cwd" must not be empty');
-    ELSIF pg_catalog.octet_length(start_command.stdin) > 1000000 THEN
-        PERFORM leasehold_internal.refuse('argument_too_large', 'argument "stdin" is too large', 'The limit is 1000000 bytes.');
-    ELSIF EXISTS (SELECT FROM pg_catalog.jsonb_each(start_command.env) AS e WHERE pg_catalog.jsonb_typeof(e.value) <> 'string') THEN
-        PERFORM leasehold_internal.refuse('argument_invalid', 'argument "env" holds a reference to a secret',
-            'Commands take values only.');
-    END IF;
+    PERFORM leasehold_internal.check_command(start_command.argv, start_command.shell, start_command.cwd, start_command.env,
+        start_command.stdin, start_command.timeout);
 
     IF start_command.idempotency_key IS NOT NULL THEN
         v_earlier := leasehold_internal.claim_idempotency_key(v_company, 'start_command', start_command.idempotency_key,
@@ -902,20 +936,19 @@ COMMENT ON FUNCTION leasehold_internal.output_text(bytea) IS
     'Output as text: what is not valid in it is replaced by U+FFFD';
 
 CREATE FUNCTION leasehold_internal.output_state(
-        command_id uuid, after bigint, company text, OUT company_id uuid, OUT done boolean, OUT written_by xid)
+        command_id uuid, after bigint, company text, OUT company_id uuid, OUT status text, OUT done boolean,
+        OUT written_by xid)
     RETURNS record LANGUAGE plpgsql STABLE AS $$
 #variable_conflict use_column
-DECLARE
-    v_finished boolean;
 BEGIN
     company_id := leasehold_internal.enter_company(output_state.company, 'user');
-    SELECT c.status = 'finished', c.xmin INTO v_finished, written_by
+    SELECT c.status, c.xmin INTO status, written_by
       FROM leasehold.commands AS c
      WHERE c.company_id = output_state.company_id AND c.id = output_state.command_id;
     IF NOT FOUND THEN
         PERFORM leasehold_internal.refuse_unknown_command(output_state.command_id);
     END IF;
-    done := v_finished OR EXISTS (
+    done := status = 'finished' OR EXISTS (
         SELECT FROM leasehold.command_output AS o
          WHERE o.company_id = output_state.company_id AND o.command_id = output_state.command_id AND o.seq > COALESCE(output_state.after, 0));
 END
@@ -955,6 +988,232 @@ CREATE FUNCTION leasehold_internal.read_output(
 
 SELECT leasehold_internal.publish('leasehold_internal.read_output', 'waits',
     'returns what a command has written since the piece numbered "after", about a megabyte at a time; with a timeout it waits for something to return or the command''s end',
+    'leasehold_app');
+
+-- 34_procedures.sql: procedures that wait and commit between their steps, and
+-- what they are made of.
+--
+-- They run as the caller and with the caller's settings: a procedure that commits
+-- can have neither another role nor settings of its own.  So every name in them is
+-- qualified, types and operators included, and they call public functions only.
+-- Where they stop, by an error or otherwise, attach_call() has seen to what is to
+-- become of what they began.
+
+-- What a CALL is to be attached to: refuses what is not the caller's company's.
+-- A command gets a mark, which lasts where the session's own does not: a server
+-- that crashes forgets who waited.
+CREATE FUNCTION leasehold_internal.check_attachment(lease_id uuid, command_id uuid, company text) RETURNS uuid
+    LANGUAGE plpgsql VOLATILE AS $$
+#variable_conflict use_column
+DECLARE
+    v_company uuid := leasehold_internal.enter_company(check_attachment.company, 'user');
+BEGIN
+    IF check_attachment.lease_id IS NOT NULL
+       AND NOT EXISTS (SELECT FROM leasehold.leases AS l WHERE l.company_id = v_company AND l.id = check_attachment.lease_id) THEN
+        PERFORM leasehold_internal.refuse_unknown_lease(check_attachment.lease_id);
+    END IF;
+    IF check_attachment.command_id IS NOT NULL THEN
+        PERFORM FROM leasehold.commands AS c WHERE c.company_id = v_company AND c.id = check_attachment.command_id;
+        IF NOT FOUND THEN
+            PERFORM leasehold_internal.refuse_unknown_command(check_attachment.command_id);
+        END IF;
+        UPDATE leasehold_internal.calls AS q SET payload = '{"attached": true}'
+         WHERE q.company_id = v_company AND q.subject_id = check_attachment.command_id AND q.slot = 'command'
+           AND q.state = 'queued';
+    END IF;
+    RETURN v_company;
+END
+$$;
+
+COMMENT ON FUNCTION leasehold_internal.check_attachment(uuid, uuid, text) IS
+    'Refuses what a CALL cannot be attached to, and marks the command; returns the company';
+
+CREATE FUNCTION leasehold_internal.attach_call(
+        lease_id uuid DEFAULT NULL, command_id uuid DEFAULT NULL, company text DEFAULT NULL)
+    RETURNS void LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'leasehold_attach_call';
+
+SELECT leasehold_internal.publish('leasehold_internal.attach_call', 'instant',
+    'called by a procedure: if the CALL ends before detach_call(), the lease is ended and the command cancelled; refuses where the procedure could not commit',
+    'leasehold_app');
+
+CREATE FUNCTION leasehold_internal.detach_call() RETURNS void
+    LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'leasehold_detach_call';
+
+SELECT leasehold_internal.publish('leasehold_internal.detach_call', 'instant',
+    'called by a procedure that has seen the end: undoes attach_call()', 'leasehold_app');
+
+CREATE FUNCTION leasehold_internal.attached_calls(
+        OUT pid integer, OUT state text, OUT company_id uuid, OUT lease_id uuid, OUT command_id uuid)
+    RETURNS SETOF record LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'leasehold_attached_calls';
+
+COMMENT ON FUNCTION leasehold_internal.attached_calls() IS
+    'What sessions of this database are attached to (held), or have left to the workers (left)';
+
+CREATE FUNCTION leasehold_internal.follow_lease(
+        lease_id uuid, timeout interval DEFAULT '5 seconds', company text DEFAULT NULL,
+        OUT status text, OUT done boolean, OUT generation integer, OUT provider_lease_id text,
+        OUT expires_at timestamptz, OUT waiting_for text, OUT failure_code text, OUT failure_reason text)
+    RETURNS record LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'leasehold_follow_lease';
+
+SELECT leasehold_internal.publish('leasehold_internal.follow_lease', 'waits',
+    'does what wait_for_lease() does; at the timeout an INFO message tells what is waited for', 'leasehold_app');
+
+CREATE FUNCTION leasehold_internal.follow_command(
+        command_id uuid, timeout interval DEFAULT '5 seconds', company text DEFAULT NULL,
+        OUT status text, OUT done boolean, OUT outcome text, OUT exit_code integer, OUT signal text,
+        OUT output_truncated boolean, OUT failure_code text, OUT failure_reason text)
+    RETURNS record LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'leasehold_follow_command';
+
+SELECT leasehold_internal.publish('leasehold_internal.follow_command', 'waits',
+    'does what wait_for_command() does, and shows what the command writes as INFO messages, line by line; the next call of the same procedure goes on where this one stopped',
+    'leasehold_app');
+
+CREATE PROCEDURE leasehold.acquire_lease(
+        environment text, INOUT lease_id uuid DEFAULT NULL, INOUT status text DEFAULT NULL,
+        INOUT expires_at timestamptz DEFAULT NULL, agent_id uuid DEFAULT NULL, issue_id uuid DEFAULT NULL,
+        run_id uuid DEFAULT NULL, execution_workspace_id uuid DEFAULT NULL, ttl interval DEFAULT NULL,
+        idle_timeout interval DEFAULT NULL, policy text DEFAULT NULL, on_limit text DEFAULT NULL,
+        acquire_timeout interval DEFAULT NULL, company text DEFAULT NULL)
+    LANGUAGE plpgsql AS $$
+DECLARE
+    v_lease pg_catalog.record;
+BEGIN
+    PERFORM leasehold.attach_call(company => acquire_lease.company);
+    lease_id := leasehold.request_lease(acquire_lease.environment, agent_id => acquire_lease.agent_id,
+        issue_id => acquire_lease.issue_id, run_id => acquire_lease.run_id,
+        execution_workspace_id => acquire_lease.execution_workspace_id, ttl => acquire_lease.ttl,
+        idle_timeout => acquire_lease.idle_timeout, policy => acquire_lease.policy, on_limit => acquire_lease.on_limit,
+        acquire_timeout => acquire_lease.acquire_timeout, lease_id => acquire_lease.lease_id,
+        company => acquire_lease.company);
+    PERFORM leasehold.attach_call(lease_id => acquire_lease.lease_id, company => acquire_lease.company);
+    LOOP
+        COMMIT;
+        SELECT f.* INTO v_lease FROM leasehold.follow_lease(acquire_lease.lease_id, company => acquire_lease.company) AS f;
+        EXIT WHEN v_lease.done;
+    END LOOP;
+    PERFORM leasehold.detach_call();
+    IF v_lease.status OPERATOR(pg_catalog.<>) 'active' THEN
+        RAISE EXCEPTION USING ERRCODE = 'PT503',
+            MESSAGE = pg_catalog.concat('lease ', lease_id, ' could not be acquired: ',
+                COALESCE(v_lease.failure_reason, v_lease.status)),
+            DETAIL = pg_catalog.jsonb_build_object('code', 'lease_acquire_failed', 'lease_id', lease_id,
+                'status', v_lease.status, 'failure_code', v_lease.failure_code)::pg_catalog.text;
+    END IF;
+    status := v_lease.status;
+    expires_at := v_lease.expires_at;
+END
+$$;
+
+SELECT leasehold_internal.publish_procedure('leasehold.acquire_lease',
+    'gets a lease: requests it, waits until it is active, and raises an error if it fails', 'leasehold_app');
+
+CREATE PROCEDURE leasehold.run(
+        company text, environment text, command text DEFAULT NULL,
+        INOUT exit_code integer DEFAULT NULL, INOUT lease_id uuid DEFAULT NULL, INOUT outcome text DEFAULT NULL,
+        argv text[] DEFAULT NULL, cwd text DEFAULT NULL, env jsonb DEFAULT NULL, stdin text DEFAULT NULL,
+        timeout interval DEFAULT NULL, ttl interval DEFAULT NULL, keep boolean DEFAULT false,
+        fail_on_error boolean DEFAULT false, agent_id uuid DEFAULT NULL, issue_id uuid DEFAULT NULL,
+        run_id uuid DEFAULT NULL)
+    LANGUAGE plpgsql AS $$
+DECLARE
+    v_own      boolean := lease_id IS NULL;
+    v_keep     boolean := COALESCE(keep, false);
+    -- short, and renewed: it goes soon if this session is not there to end it
+    v_ttl      interval := COALESCE(ttl, CASE WHEN v_keep THEN interval '1 hour' ELSE interval '30 seconds' END);
+    v_turn     interval := LEAST(interval '5 seconds', v_ttl OPERATOR(pg_catalog./) 4);
+    v_expires  pg_catalog.timestamptz;
+    v_renew_at pg_catalog.timestamptz;
+    v_status   pg_catalog.text;
+    v_command  pg_catalog.uuid;
+    v_state    pg_catalog.record;
+BEGIN
+    PERFORM leasehold.attach_call(company => run.company);
+    IF pg_catalog.num_nonnulls(command, argv) OPERATOR(pg_catalog.<>) 1 THEN
+        RAISE EXCEPTION USING ERRCODE = '22023', MESSAGE = 'one of the arguments "command" and "argv" is needed',
+            HINT = 'command => ''...'' is a script for the shell, argv => ARRAY[''program'', ''argument''] a program.',
+            DETAIL = '{"code": "argument_invalid"}';
+    END IF;
+    PERFORM leasehold.check_command(run.argv, run.command, run.cwd, run.env, run.stdin, run.timeout);
+    IF v_own THEN
+        CALL leasehold.acquire_lease(run.environment, lease_id, v_status, v_expires, agent_id => run.agent_id,
+            issue_id => run.issue_id, run_id => run.run_id, ttl => v_ttl, company => run.company);
+        IF NOT v_keep THEN
+            PERFORM leasehold.attach_call(lease_id => run.lease_id, company => run.company);
+        END IF;
+        v_renew_at := pg_catalog.clock_timestamp()
+            OPERATOR(pg_catalog.+) ((v_expires OPERATOR(pg_catalog.-) pg_catalog.clock_timestamp()) OPERATOR(pg_catalog./) 3);
+    ELSIF environment IS NOT NULL THEN
+        PERFORM leasehold.use_company(run.company);
+        PERFORM FROM leasehold.leases AS l
+           JOIN leasehold.environments AS e
+             ON e.company_id OPERATOR(pg_catalog.=) l.company_id AND e.id OPERATOR(pg_catalog.=) l.environment_id
+          WHERE l.id OPERATOR(pg_catalog.=) run.lease_id AND e.key OPERATOR(pg_catalog.<>) run.environment;
+        IF FOUND THEN
+            RAISE EXCEPTION USING ERRCODE = '22023',
+                MESSAGE = pg_catalog.format('lease %s is in another environment', lease_id),
+                HINT = 'The environment of a lease that is given can be null.', DETAIL = '{"code": "argument_invalid"}';
+        END IF;
+    END IF;
+
+    v_command := leasehold.start_command(run.lease_id, argv => run.argv, shell => run.command, cwd => run.cwd,
+        env => run.env, stdin => run.stdin, timeout => run.timeout, company => run.company);
+    PERFORM leasehold.attach_call(command_id => v_command, company => run.company);
+    LOOP
+        COMMIT;
+        SELECT f.* INTO v_state FROM leasehold.follow_command(v_command, v_turn, run.company) AS f;
+        IF v_own AND (v_state.done AND v_keep
+                      OR NOT v_state.done AND pg_catalog.clock_timestamp() OPERATOR(pg_catalog.>=) v_renew_at) THEN
+            SELECT w.status INTO v_status FROM leasehold.wait_for_lease(run.lease_id, interval '0', run.company) AS w;
+            -- one that has ended takes the command with it, which is seen soon
+            IF v_status OPERATOR(pg_catalog.=) 'active' THEN
+                v_expires := leasehold.renew_lease(run.lease_id, v_ttl, company => run.company);
+                v_renew_at := pg_catalog.clock_timestamp()
+                    OPERATOR(pg_catalog.+) ((v_expires OPERATOR(pg_catalog.-) pg_catalog.clock_timestamp()) OPERATOR(pg_catalog./) 3);
+            END IF;
+        END IF;
+        EXIT WHEN v_state.done;
+    END LOOP;
+    IF v_own AND NOT v_keep THEN
+        PERFORM leasehold.release_lease(run.lease_id, company => run.company);
+    END IF;
+    COMMIT;
+    PERFORM leasehold.detach_call();
+
+    exit_code := v_state.exit_code;
+    outcome := v_state.outcome;
+    IF fail_on_error AND NOT COALESCE(exit_code OPERATOR(pg_catalog.=) 0, false) THEN
+        RAISE EXCEPTION USING ERRCODE = 'PT422',
+            MESSAGE = CASE WHEN exit_code IS NOT NULL THEN pg_catalog.concat('the command exited with ', exit_code)
+                           ELSE pg_catalog.concat('the command did not exit by itself: ', outcome) END,
+            DETAIL = pg_catalog.jsonb_build_object('code', 'command_failed', 'command_id', v_command, 'lease_id', lease_id,
+                'outcome', outcome, 'exit_code', exit_code, 'failure_code', v_state.failure_code)::pg_catalog.text;
+    END IF;
+END
+$$;
+
+SELECT leasehold_internal.publish_procedure('leasehold.run',
+    'runs a command in a lease of its own, shows its output as it comes, and releases the lease; what is cancelled or lost in between ends with it',
+    'leasehold_app');
+
+CREATE PROCEDURE leasehold.execute(
+        lease_id uuid, command text DEFAULT NULL,
+        INOUT exit_code integer DEFAULT NULL, INOUT outcome text DEFAULT NULL,
+        argv text[] DEFAULT NULL, cwd text DEFAULT NULL, env jsonb DEFAULT NULL, stdin text DEFAULT NULL,
+        timeout interval DEFAULT NULL, fail_on_error boolean DEFAULT false, company text DEFAULT NULL)
+    LANGUAGE plpgsql AS $$
+BEGIN
+    IF lease_id IS NULL THEN
+        RAISE EXCEPTION USING ERRCODE = '22023', MESSAGE = 'argument "lease_id" must not be null',
+            DETAIL = '{"code": "argument_required"}';
+    END IF;
+    CALL leasehold.run(execute.company, NULL, execute.command, exit_code, lease_id, outcome, argv => execute.argv,
+        cwd => execute.cwd, env => execute.env, stdin => execute.stdin, timeout => execute.timeout,
+        fail_on_error => execute.fail_on_error);
+END
+$$;
+
+SELECT leasehold_internal.publish_procedure('leasehold.execute',
+    'runs a command in an active lease and shows its output as it comes; a CALL that is cancelled or lost ends the command',
     'leasehold_app');
 
 -- The time that a provider gets for its work and the time we wait for its
@@ -1894,6 +2153,61 @@ $$;
 COMMENT ON FUNCTION leasehold_internal.lose_commands(bigint[], smallint[], timestamptz) IS
     'Ends commands that no live worker has, as lost or of unknown outcome';
 
+-- 46_left_calls.sql: what becomes of commands and leases when the CALL that waited
+-- for them has ended in its midst.  See extension/attachment.c and 34_procedures.sql.
+
+-- Ends what sessions have left: a lease, a command, or both for each (null where
+-- there is none).  Returns for each whether it is done; it is not, if a user has
+-- something of it locked.
+CREATE FUNCTION leasehold_internal.end_left_calls(company_ids uuid[], lease_ids uuid[], command_ids uuid[])
+    RETURNS boolean[] LANGUAGE plpgsql VOLATILE AS $$
+#variable_conflict use_column
+DECLARE
+    v_done boolean[];
+BEGIN
+    SELECT pg_catalog.array_agg((t.id IS NULL OR l.id IS NOT NULL) AND (u.id IS NULL OR c.id IS NOT NULL) ORDER BY w.nr)
+      INTO v_done
+      FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(lease_ids), pg_catalog.unnest(command_ids))
+           WITH ORDINALITY AS w (company_id, lease_id, command_id, nr)
+      LEFT JOIN LATERAL (SELECT x.id FROM leasehold.leases AS x
+                          WHERE x.company_id = w.company_id AND x.id = w.lease_id OFFSET 0) AS t ON true
+      LEFT JOIN LATERAL (SELECT x.id FROM leasehold.leases AS x
+                          WHERE x.company_id = w.company_id AND x.id = w.lease_id FOR NO KEY UPDATE SKIP LOCKED) AS l ON true
+      LEFT JOIN LATERAL (SELECT x.id FROM leasehold.commands AS x
+                          WHERE x.company_id = w.company_id AND x.id = w.command_id OFFSET 0) AS u ON true
+      LEFT JOIN LATERAL (SELECT x.id FROM leasehold.commands AS x
+                          WHERE x.company_id = w.company_id AND x.id = w.command_id FOR NO KEY UPDATE SKIP LOCKED) AS c ON true;
+
+    PERFORM leasehold_internal.cancel_commands(pg_catalog.array_agg(w.company_id), pg_catalog.array_agg(w.command_id),
+                'the session that waited for it ended')
+       FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(command_ids), pg_catalog.unnest(v_done))
+            AS w (company_id, command_id, done)
+      WHERE w.done AND w.command_id IS NOT NULL;
+    -- as with a run that is cancelled
+    PERFORM leasehold_internal.end_leases(pg_catalog.array_agg(w.company_id), pg_catalog.array_agg(w.lease_id),
+                leasehold_internal.lease_end_of_run('cancelled'), NULL, 'session_ended')
+       FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(lease_ids), pg_catalog.unnest(v_done))
+            AS w (company_id, lease_id, done)
+      WHERE w.done AND w.lease_id IS NOT NULL
+     HAVING pg_catalog.count(*) > 0;
+    RETURN v_done;
+END
+$$;
+
+COMMENT ON FUNCTION leasehold_internal.end_left_calls(uuid[], uuid[], uuid[]) IS
+    'Ends what sessions have left whose CALL did not see its end';
+
+-- Those that began are lost with the worker that had them; of the others a worker
+-- that takes over asks whether somebody waits.
+CREATE FUNCTION leasehold_internal.attached_commands(shards smallint[], OUT company_id uuid, OUT command_id uuid)
+    RETURNS SETOF record LANGUAGE sql VOLATILE AS $$
+    SELECT q.company_id, q.subject_id FROM leasehold_internal.calls AS q
+     WHERE q.slot = 'command' AND q.payload ? 'attached' AND q.shard = ANY (shards)
+$$;
+
+COMMENT ON FUNCTION leasehold_internal.attached_commands(smallint[]) IS
+    'Commands that were started for a session that waits for them';
+
 CREATE OR REPLACE FUNCTION leasehold_internal.reset_breaker(provider text) RETURNS boolean LANGUAGE plpgsql VOLATILE AS $$
 BEGIN
     PERFORM leasehold_internal.enter_admin();
@@ -2145,8 +2459,8 @@ END
 $$;
 
 -- What is new belongs to leasehold_owner (nothing runs with a superuser's rights),
--- and nobody may do anything with it, publish() having seen to the public
--- functions.  In an upgrade, what is there already keeps the grants that it has.
+-- and nobody may do anything with it, publish() and publish_procedure() having seen
+-- to what is public.  In an upgrade, what is there already keeps the grants that it has.
 -- in every upgrade
 DO $$
 DECLARE
@@ -2154,9 +2468,10 @@ DECLARE
 BEGIN
     FOR v_object IN
         SELECT o.*
-          FROM (SELECT 'pg_catalog.pg_proc'::pg_catalog.regclass AS class, p.oid, 'FUNCTION' AS type,
+          FROM (SELECT 'pg_catalog.pg_proc'::pg_catalog.regclass AS class, p.oid, 'ROUTINE' AS type,
                        p.oid::pg_catalog.regprocedure::text AS name, p.proowner AS owner, p.proacl AS acl,
-                       p.pronamespace <> 'leasehold'::pg_catalog.regnamespace OR p.prosrc <> 'leasehold_gate' AS closed
+                       p.pronamespace <> 'leasehold'::pg_catalog.regnamespace
+                       OR p.prosrc <> 'leasehold_gate' AND p.prokind <> 'p' AS closed
                   FROM pg_catalog.pg_proc AS p
                 UNION ALL
                 SELECT 'pg_catalog.pg_class'::pg_catalog.regclass, c.oid,
@@ -2203,6 +2518,7 @@ GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA leasehold_internal TO leasehold_worker;
 
 -- in every upgrade
 REVOKE EXECUTE ON FUNCTION leasehold_internal.publish(regproc, text, text, text[]),
+    leasehold_internal.publish_procedure(regproc, text, text[]),
     leasehold_internal.protect(regclass, text, text),
     leasehold_internal.revoke_all(text, text, aclitem[]), leasehold_internal.guard_drop(),
     leasehold_internal.announce_extension() FROM leasehold_worker;
