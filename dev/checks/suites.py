@@ -164,19 +164,25 @@ def installed_version(directory: pathlib.Path, package: str) -> str | None:
 # --- Kills in the middle of everything -------------------------------------------
 
 CHAOS = "test/chaos/chaos.py"
+CHAOS_COMMANDS = "test/chaos/commands.py"
 
 
 def chaos_jobs(place: Place, files: list[str]) -> list[Job]:
     """Debian's own Python: the driver for PostgreSQL is a package of Debian's."""
-    def test(variant: str) -> Iterator[Outcome]:
+    def test(script: str, name: str, *arguments: str) -> Iterator[Outcome]:
         directory = place.output / "chaos"
         directory.mkdir(exist_ok=True)
-        yield prove(place, f"{CHAOS} {variant}",
-                    ["--exec", "/usr/bin/python3", CHAOS, "::", "--variant", variant,
+        yield prove(place, f"{script} {name}",
+                    ["--exec", "/usr/bin/python3", script, "::", *arguments,
                      "--directory", str(directory), "--bin", str(place.bin)], place.environment())
 
-    return [Job("chaos", variant, lambda variant=variant: test(variant))
-            for variant in ("lookup", "async", "plain") for _ in files]
+    jobs = []
+    if CHAOS in files:
+        jobs += [Job("chaos", variant, lambda variant=variant: test(CHAOS, variant, "--variant", variant))
+                 for variant in ("lookup", "async", "plain")]
+    if CHAOS_COMMANDS in files:
+        jobs.append(Job("chaos", "commands", lambda: test(CHAOS_COMMANDS, "commands")))
+    return jobs
 
 
 # --- A worker that lasts ---------------------------------------------------------
@@ -343,6 +349,6 @@ ALL = {
                                 "test/isolation/specs/*.spec", ["--load-extension=leasehold"]),
     "pgtap": sql_suite("pgtap", "test/pgtap/*.sql", "pgtap"),
     "tap": Suite(lambda place: place.files("test/t/*.pl"), tap_jobs),
-    "chaos": Suite(lambda place: place.files(CHAOS), chaos_jobs),
+    "chaos": Suite(lambda place: place.files(CHAOS) + place.files(CHAOS_COMMANDS), chaos_jobs),
     "soak": Suite(lambda place: place.files(SOAK), soak_jobs),
 }
