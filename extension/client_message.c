@@ -25,20 +25,22 @@ client_message(const char *text)
 {
 	const char *volatile sent = in_clients_encoding(text);
 	int			save_log_min_messages = log_min_messages;
-	ErrorContextCallback *save_context = error_context_stack;
 
 	HOLD_INTERRUPTS();
 	PG_TRY();
 	{
 		log_min_messages = PANIC;
-		/* where in a procedure it comes from would be said with each line */
+
+		/*
+		 * where in a procedure it comes from would be said with each line;
+		 * PG_TRY restores it
+		 */
 		error_context_stack = NULL;
 		ereport(INFO, (errmsg_internal("%s", sent)));
 	}
 	PG_FINALLY();
 	{
 		log_min_messages = save_log_min_messages;
-		error_context_stack = save_context;
 	}
 	PG_END_TRY();
 	RESUME_INTERRUPTS();

@@ -25,7 +25,7 @@ SELECT leasehold.register_plugin('{"id": "bi-plugin", "apiVersion": 1, "version"
 CREATE TEMP TABLE good (function text, argument text, value text);
 INSERT INTO good VALUES
     ('', 'company', 'acme'), ('create_company', 'company', 'bi-new'), ('', 'environment', 'plain'), ('create_environment', 'environment', 'bi-new'), ('', 'provider', 'fake'),
-    ('', 'lease_id', test.id('bi lease')::text), ('', 'command_id', test.id('bi command')::text), ('start_command', 'shell', 'true'), ('', 'run_id', test.id('bi run')::text), ('', 'agent_id', test.id('bi agent')::text), ('', 'issue_id', test.id('bi issue')::text),
+    ('', 'lease_id', test.id('bi lease')::text), ('', 'command_id', test.id('bi command')::text), ('', 'shell', 'true'), ('', 'run_id', test.id('bi run')::text), ('', 'agent_id', test.id('bi agent')::text), ('', 'issue_id', test.id('bi issue')::text),
     ('', 'project_id', test.id('bi project')::text), ('', 'routine_id', test.id('bi routine')::text), ('', 'execution_workspace_id', test.id('bi ws')::text),
     ('', 'to_role', 'regress_nobody'), ('', 'from_role', 'regress_viewer'), ('', 'name', 'active_leases'), ('', 'host', 'host'), ('', 'reason', 'because'), ('', 'provider_lease_id', 'sandbox://bi'),
     ('', 'plugin', 'bi-plugin'), ('', 'transport', '{"type": "http", "url": "https://plugin.invalid/rpc"}'),
@@ -53,9 +53,9 @@ INSERT INTO bad SELECT 'text[]', v.* FROM (VALUES ('null', NULL), ('empty', '{}'
     ('no list', 'x'), ('too many', (SELECT array_agg('10.0.0.0/8'::text)::text FROM generate_series(1, 101))), ('far too many', (SELECT array_agg('10.0.0.0/8'::text)::text FROM generate_series(1, 60000)))) AS v;
 
 CREATE TEMP VIEW arguments AS
-SELECT p.oid, p.proname, p.pronargs, p.pronargdefaults, a.nr, p.proargnames[a.nr] AS name, format_type(a.type, NULL) AS type, a.nr <= p.pronargs - p.pronargdefaults AS required,
+SELECT p.oid, p.proname, p.prokind, p.pronargs, p.pronargdefaults, a.nr, p.proargnames[a.nr] AS name, format_type(a.type, NULL) AS type, a.nr <= p.pronargs - p.pronargdefaults AS required,
        -- a command is argv or shell: neither is required by itself
-       p.proname = 'start_command' AND p.proargnames[a.nr] = 'shell' AS needed,
+       p.proname IN ('start_command', 'check_command') AND p.proargnames[a.nr] = 'shell' AS needed,
        COALESCE((SELECT g.value FROM good AS g WHERE g.function = p.proname AND g.argument = p.proargnames[a.nr]), (SELECT g.value FROM good AS g WHERE g.function = '' AND g.argument = p.proargnames[a.nr])) AS good
   FROM pg_proc AS p, unnest(p.proargtypes) WITH ORDINALITY AS a (type, nr)
  WHERE p.pronamespace = 'leasehold'::regnamespace;
@@ -102,15 +102,16 @@ SELECT test.fingerprint() AS before \gset
 SET ROLE regress_all;
 -- the good values are good: each function goes through with them, but for the few that have nothing to do now
 SELECT test.is('with good values', string_agg(f.proname || ' ' || COALESCE(e.code, e.state), ', ' ORDER BY f.proname COLLATE "C"),
-    'approve_sweep wrong_state, delete_environment still_in_use, fork_installation wrong_state, release_quarantine call_not_found, retry_lease wrong_state, takeover_installation wrong_state, write_off_lease wrong_state')
-  FROM (SELECT DISTINCT p.oid, p.proname FROM pg_proc AS p WHERE p.pronamespace = 'leasehold'::regnamespace) AS f, LATERAL pg_temp.call(COALESCE(pg_temp.statement(f.oid, '', NULL), format('SELECT * FROM leasehold.%I()', f.proname))) AS e
+    'approve_sweep wrong_state, attach_call transaction_block, delete_environment still_in_use, fork_installation wrong_state, release_quarantine call_not_found, retry_lease wrong_state, takeover_installation wrong_state, write_off_lease wrong_state')
+  FROM (SELECT DISTINCT p.oid, p.proname FROM pg_proc AS p WHERE p.pronamespace = 'leasehold'::regnamespace AND p.prokind = 'f') AS f, LATERAL pg_temp.call(COALESCE(pg_temp.statement(f.oid, '', NULL), format('SELECT * FROM leasehold.%I()', f.proname))) AS e
  WHERE e.state <> '00000';
 CREATE TEMP TABLE endings AS
 SELECT a.proname, a.name, a.type, a.required, b.label, e.state, e.code, e.message, e.detail, pg_temp.blame(e) AS blame
-  FROM arguments AS a JOIN bad AS b ON b.type = a.type, LATERAL pg_temp.call(pg_temp.statement(a.oid, a.name, b.value)) AS e;
+  -- procedures are in procedures.sql
+  FROM arguments AS a JOIN bad AS b ON b.type = a.type AND a.prokind = 'f', LATERAL pg_temp.call(pg_temp.statement(a.oid, a.name, b.value)) AS e;
 RESET ROLE;
 SELECT test.is('more than two thousand calls', count(*) > 2000, true) FROM endings;
-SELECT test.is('each function with arguments was called', count(DISTINCT e.proname), (SELECT count(*) FROM pg_proc AS p WHERE p.pronamespace = 'leasehold'::regnamespace AND p.pronargs > 0)) FROM endings AS e;
+SELECT test.is('each function with arguments was called', count(DISTINCT e.proname), (SELECT count(*) FROM pg_proc AS p WHERE p.pronamespace = 'leasehold'::regnamespace AND p.prokind = 'f' AND p.pronargs > 0)) FROM endings AS e;
 SELECT 'NOT OK - ' || e.proname || ' ' || e.name || ', ' || e.label || ': ' || e.blame FROM endings AS e WHERE e.blame IS NOT NULL ORDER BY 1;
 SELECT test.is('a required argument that is null', string_agg(e.proname || ' ' || e.name || ' ' || COALESCE(e.code, e.state), ', ') FILTER (WHERE e.code IS DISTINCT FROM 'argument_required'), NULL)
   FROM endings AS e WHERE e.required AND e.label = 'null';
@@ -130,11 +131,11 @@ SELECT test.is('no key is invented', string_agg(e.proname || ' ' || e.name || ' 
 SELECT test.is('durations out of range', string_agg(e.proname || ' ' || e.name || ' ' || e.label, ', '), NULL)
   FROM endings AS e WHERE e.type = 'interval' AND e.state = '00000' AND e.label NOT IN ('null', 'a month')
    -- a wait can be none; a command can be short
-   AND NOT (e.name = 'timeout' AND (e.label = 'half a second' OR e.label = 'zero' AND e.proname <> 'start_command'));
+   AND NOT (e.name = 'timeout' AND (e.label = 'half a second' OR e.label = 'zero' AND e.proname NOT IN ('start_command', 'check_command')));
 SELECT test.is('documents that are no objects', string_agg(e.proname || ' ' || e.name || ' ' || e.label, ', '), NULL)
   FROM endings AS e WHERE e.type = 'jsonb' AND e.state = '00000' AND e.label IN ('a JSON null', 'a list', 'a list of objects', 'a text', 'a number', 'true');
 SELECT test.is('environment variables that are none', string_agg(e.proname || ' ' || e.name || ' ' || e.label, ', '), NULL)
-  FROM endings AS e WHERE e.name IN ('env', 'env_vars') AND e.state = '00000' AND e.label NOT IN ('null', 'an empty object') AND NOT (e.label = 'a reference' AND e.proname <> 'start_command');
+  FROM endings AS e WHERE e.name IN ('env', 'env_vars') AND e.state = '00000' AND e.label NOT IN ('null', 'an empty object') AND NOT (e.label = 'a reference' AND e.proname NOT IN ('start_command', 'check_command'));
 SELECT test.is('configurations that are none', string_agg(e.proname || ' ' || e.name || ' ' || e.label, ', '), NULL)
   FROM endings AS e WHERE e.name IN ('config', 'manifest', 'transport') AND e.state = '00000' AND e.label NOT IN ('null', 'an empty object')
    -- where it takes a member out

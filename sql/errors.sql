@@ -75,12 +75,13 @@ INSERT INTO raised (code, role, statement) VALUES
     ('role_unsuitable', 'regress_manager', $$SELECT leasehold.grant_company('acme', 'leasehold_admin')$$),
     ('import_refused', 'regress_admin', $$SELECT leasehold.import_lease('plain', 'sandbox://fake/' || test.id('err active') || '/1', company => 'acme')$$),
     ('quota_exceeded', 'regress_manager', $$SELECT leasehold.request_lease('err-full', on_limit => 'fail', company => 'acme')$$),
+    ('transaction_block', 'regress_manager', $$SELECT leasehold.attach_call(company => 'acme')$$),
     ('own_transaction', 'regress_manager', $$SELECT leasehold.wait_for_lease(leasehold.request_lease('plain', company => 'acme'), company => 'acme')$$),
     ('worker_unavailable', 'regress_manager', $$SELECT leasehold.wait_for_lease(test.id('err waits'), company => 'acme')$$),
     ('installation_held', 'regress_manager', $$SELECT leasehold.wait_for_lease(test.id('err waits'), company => 'acme')$$);
 SELECT test.is('each is raised here', string_agg(w.code, ', ' ORDER BY w.code),
-    -- a server without the library is in test/t; in a read-only transaction it is the server itself that refuses
-    'not_preloaded, read_only')
+    -- a server without the library is in test/t, what procedures raise in procedures.sql; in a read-only transaction it is the server itself that refuses
+    'command_failed, lease_acquire_failed, not_preloaded, read_only')
   FROM test.error_codes AS w WHERE NOT EXISTS (SELECT FROM raised AS r WHERE r.code = w.code);
 
 CREATE FUNCTION pg_temp.raise(role name, statement text) RETURNS SETOF record LANGUAGE plpgsql AS $$

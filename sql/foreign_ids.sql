@@ -23,7 +23,8 @@ SELECT a.argument, a.type, c || suffix AS name, c AS company FROM unnest(ARRAY['
 CREATE TEMP VIEW arguments AS
 SELECT p.oid, p.proname, a.nr, p.proargnames[a.nr] AS name, format_type(a.type, NULL) AS type, a.nr <= p.pronargs - p.pronargdefaults AS required
   FROM pg_proc AS p, unnest(p.proargtypes) WITH ORDINALITY AS a (type, nr)
- WHERE p.pronamespace = 'leasehold'::regnamespace;
+ -- procedures, and what only they may call, are in procedures.sql
+ WHERE p.pronamespace = 'leasehold'::regnamespace AND p.prokind = 'f' AND p.proname <> 'attach_call';
 CREATE TEMP TABLE naming AS
 SELECT a.* FROM arguments AS a JOIN (SELECT DISTINCT g.argument, g.type FROM good AS g) AS g ON g.argument = a.name AND g.type = a.type
  WHERE (a.proname, a.name) NOT IN (('create_company', 'company'), ('create_environment', 'environment'), ('request_lease', 'lease_id'), ('import_lease', 'lease_id'), ('start_run', 'run_id'), ('start_command', 'command_id'),

@@ -155,6 +155,7 @@ INSERT INTO wanted_calls SELECT f, 'admin' FROM unnest(ARRAY['create_company', '
 INSERT INTO wanted_calls SELECT f, 'app' FROM unnest(ARRAY['upsert_agent', 'archive_agent', 'upsert_project', 'upsert_routine', 'upsert_execution_workspace', 'upsert_issue',
     'create_environment', 'update_environment', 'archive_environment', 'delete_environment', 'request_lease', 'wait_for_lease', 'renew_lease', 'release_lease',
     'release_run_leases', 'destroy_reusable_leases', 'start_run', 'heartbeat', 'finish_run', 'start_command', 'wait_for_command', 'read_output', 'cancel_command']) AS f;
+INSERT INTO wanted_calls SELECT f, 'app' FROM unnest(ARRAY['acquire_lease', 'run', 'execute', 'check_command', 'attach_call', 'detach_call', 'follow_lease', 'follow_command']) AS f;
 INSERT INTO wanted_calls SELECT f, 'admin app' FROM unnest(ARRAY['grant_company', 'destroy_lease', 'retry_lease', 'write_off_lease', 'release_quarantine']) AS f;
 INSERT INTO wanted_calls SELECT f, 'admin app auditor' FROM unnest(ARRAY['environment_impact', 'status']) AS f;
 INSERT INTO wanted_calls SELECT f, 'admin app auditor resolver' FROM unnest(ARRAY['use_company', 'pre_request', 'invitations', 'accept_company', 'revoke_company']) AS f;
@@ -176,7 +177,15 @@ SELECT test.is(r.role || ' calls what it may', string_agg(p.proname, ', ') FILTE
  CROSS JOIN LATERAL (SELECT has_function_privilege(r.role, p.oid, 'EXECUTE') AND has_schema_privilege(r.role, 'leasehold', 'USAGE') AS may) AS h
  CROSS JOIN LATERAL (SELECT pg_temp.try(r.role, format('SELECT count(*) FROM leasehold.%I(%s) AS x', p.proname,
         (SELECT string_agg('NULL::' || format_type(t, NULL), ', ' ORDER BY nr) FROM unnest(p.proargtypes) WITH ORDINALITY AS a (t, nr)))) AS got) AS g
- WHERE p.pronamespace = 'leasehold'::regnamespace AND p.proname NOT IN ('takeover_installation', 'fork_installation', 'drain_installation')
+ WHERE p.pronamespace = 'leasehold'::regnamespace AND p.prokind = 'f' AND p.proname NOT IN ('takeover_installation', 'fork_installation', 'drain_installation')
+ GROUP BY r.nr, r.role ORDER BY r.nr;
+
+SELECT test.is(r.role || ' calls what procedures it may', string_agg(p.proname, ', ') FILTER (WHERE (g.got = '42501') = h.may), NULL)
+  FROM roles AS r, pg_proc AS p
+ CROSS JOIN LATERAL (SELECT has_function_privilege(r.role, p.oid, 'EXECUTE') AND has_schema_privilege(r.role, 'leasehold', 'USAGE') AS may) AS h
+ CROSS JOIN LATERAL (SELECT pg_temp.try(r.role, format('CALL leasehold.%I(%s)', p.proname,
+        (SELECT string_agg('NULL::' || format_type(t, NULL), ', ' ORDER BY nr) FROM unnest(p.proargtypes) WITH ORDINALITY AS a (t, nr)))) AS got) AS g
+ WHERE p.pronamespace = 'leasehold'::regnamespace AND p.prokind = 'p'
  GROUP BY r.nr, r.role ORDER BY r.nr;
 
 -- Levels: each function at the least level it needs, and one below; for acme.
@@ -201,6 +210,9 @@ INSERT INTO wanted_levels (statement, level, admin) VALUES
     ($$leasehold.wait_for_command(test.id('m command'), company => 'acme')$$, 'user', '42501'),
     ($$leasehold.read_output(test.id('m command'), company => 'acme')$$, 'user', '42501'),
     ($$leasehold.cancel_command(test.id('m command'), company => 'acme')$$, 'user', '42501'),
+    ($$leasehold.follow_lease(test.id('m released'), company => 'acme')$$, 'viewer', '42501'),
+    ($$leasehold.follow_command(test.id('m command'), company => 'acme')$$, 'user', '42501'),
+    ($$leasehold.check_command(shell => 'true')$$, 'any', '42501'), ($$leasehold.detach_call()$$, 'any', '42501'),
     ($$leasehold.start_run(company => 'acme')$$, 'user', '42501'),
     ($$leasehold.heartbeat(test.id('m run'), company => 'acme')$$, 'user', '42501'),
     ($$leasehold.finish_run(test.id('m run'), company => 'acme')$$, 'user', '42501'),
@@ -225,7 +237,8 @@ INSERT INTO wanted_levels (statement, level, admin) VALUES
     ($$leasehold.acting_role()$$, 'any', 'ok'), ($$leasehold.visible_companies()$$, 'any', 'ok'), ($$leasehold.error_codes()$$, 'any', 'ok'), ($$leasehold.lease_transitions()$$, 'any', 'ok');
 SELECT leasehold.create_environment('m-old', 'fake', company => 'acme') IS NOT NULL AS made;
 SELECT test.is('every function is in the list', string_agg(p.proname, ', '), NULL)
-  FROM pg_proc AS p WHERE p.pronamespace = 'leasehold'::regnamespace AND NOT EXISTS (SELECT FROM wanted_levels AS w WHERE w.statement LIKE 'leasehold.' || p.proname || '(%');
+  -- procedures, and what only they may call, are in procedures.sql
+  FROM pg_proc AS p WHERE p.pronamespace = 'leasehold'::regnamespace AND p.prokind = 'f' AND p.proname <> 'attach_call' AND NOT EXISTS (SELECT FROM wanted_levels AS w WHERE w.statement LIKE 'leasehold.' || p.proname || '(%');
 SELECT test.is(format('%-9s %s', v.role, w.statement), pg_temp.try('regress_' || v.role, 'SELECT count(*) FROM ' || w.statement || ' AS x'), v.want)
   FROM wanted_levels AS w
  CROSS JOIN LATERAL (VALUES
