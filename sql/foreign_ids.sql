@@ -27,7 +27,7 @@ SELECT p.oid, p.proname, a.nr, p.proargnames[a.nr] AS name, format_type(a.type, 
  WHERE p.pronamespace = 'leasehold'::regnamespace AND p.prokind = 'f' AND p.proname <> 'attach_call';
 CREATE TEMP TABLE naming AS
 SELECT a.* FROM arguments AS a JOIN (SELECT DISTINCT g.argument, g.type FROM good AS g) AS g ON g.argument = a.name AND g.type = a.type
- WHERE (a.proname, a.name) NOT IN (('create_company', 'company'), ('create_environment', 'environment'), ('request_lease', 'lease_id'), ('import_lease', 'lease_id'), ('start_run', 'run_id'), ('start_command', 'command_id'),
+ WHERE (a.proname, a.name) NOT IN (('create_company', 'company'), ('create_environment', 'environment'), ('ensure_local_environment', 'environment'), ('request_lease', 'lease_id'), ('import_lease', 'lease_id'), ('start_run', 'run_id'), ('start_command', 'command_id'),
         ('upsert_agent', 'agent_id'), ('upsert_project', 'project_id'), ('upsert_routine', 'routine_id'), ('upsert_execution_workspace', 'execution_workspace_id'), ('upsert_issue', 'issue_id'))
    -- a scope, not a name: nothing of that scope is nothing to do
    AND a.proname <> 'destroy_reusable_leases';
@@ -84,7 +84,7 @@ SELECT test.is('every such argument was tried', string_agg(n.proname || ' ' || n
 SELECT test.is(e.role || ' ' || e.proname || ' ' || e.name, (e.foreign_one LIKE 'PT404 %', CASE WHEN e.foreign_one = e.missing THEN 'the same' ELSE e.foreign_one || ' / ' || e.missing END)::text, '(t,"the same")')
   FROM endings AS e ORDER BY e.role, e.proname COLLATE "C", e.name COLLATE "C";
 SELECT test.is('with acme''s own all went through, but for', string_agg(e.proname || ' ' || e.name || ' ' || left(e.own, 5), ', ' ORDER BY e.proname, e.name),
-    'create_environment company 23505, release_quarantine company PT404, release_quarantine lease_id PT404, retry_lease company PT409, retry_lease lease_id PT409, write_off_lease company PT409, write_off_lease lease_id PT409')
+    'create_environment company 23505, ensure_local_environment company PT422, release_quarantine company PT404, release_quarantine lease_id PT404, retry_lease company PT409, retry_lease lease_id PT409, write_off_lease company PT409, write_off_lease lease_id PT409')
   FROM endings AS e WHERE e.own <> 'went through' AND e.role = 'regress_manager';
 SELECT test.is('nothing was written', test.fingerprint(), :'before');
 

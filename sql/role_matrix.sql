@@ -155,7 +155,7 @@ INSERT INTO wanted_calls SELECT f, 'admin' FROM unnest(ARRAY['create_company', '
 INSERT INTO wanted_calls SELECT f, 'app' FROM unnest(ARRAY['upsert_agent', 'archive_agent', 'upsert_project', 'upsert_routine', 'upsert_execution_workspace', 'upsert_issue',
     'create_environment', 'update_environment', 'archive_environment', 'delete_environment', 'request_lease', 'wait_for_lease', 'renew_lease', 'release_lease',
     'release_run_leases', 'destroy_reusable_leases', 'start_run', 'heartbeat', 'finish_run', 'start_command', 'wait_for_command', 'read_output', 'cancel_command']) AS f;
-INSERT INTO wanted_calls SELECT f, 'app' FROM unnest(ARRAY['acquire_lease', 'run', 'execute', 'check_command', 'attach_call', 'detach_call', 'follow_lease', 'follow_command']) AS f;
+INSERT INTO wanted_calls SELECT f, 'app' FROM unnest(ARRAY['acquire_lease', 'run', 'execute', 'check_command', 'attach_call', 'detach_call', 'follow_lease', 'follow_command', 'ensure_local_environment']) AS f;
 INSERT INTO wanted_calls SELECT f, 'admin app' FROM unnest(ARRAY['grant_company', 'destroy_lease', 'retry_lease', 'write_off_lease', 'release_quarantine']) AS f;
 INSERT INTO wanted_calls SELECT f, 'admin app auditor' FROM unnest(ARRAY['environment_impact', 'status']) AS f;
 INSERT INTO wanted_calls SELECT f, 'admin app auditor resolver' FROM unnest(ARRAY['use_company', 'pre_request', 'invitations', 'accept_company', 'revoke_company']) AS f;
@@ -237,8 +237,8 @@ INSERT INTO wanted_levels (statement, level, admin) VALUES
     ($$leasehold.acting_role()$$, 'any', 'ok'), ($$leasehold.visible_companies()$$, 'any', 'ok'), ($$leasehold.error_codes()$$, 'any', 'ok'), ($$leasehold.lease_transitions()$$, 'any', 'ok');
 SELECT leasehold.create_environment('m-old', 'fake', company => 'acme') IS NOT NULL AS made;
 SELECT test.is('every function is in the list', string_agg(p.proname, ', '), NULL)
-  -- procedures, and what only they may call, are in procedures.sql
-  FROM pg_proc AS p WHERE p.pronamespace = 'leasehold'::regnamespace AND p.prokind = 'f' AND p.proname <> 'attach_call' AND NOT EXISTS (SELECT FROM wanted_levels AS w WHERE w.statement LIKE 'leasehold.' || p.proname || '(%');
+  -- procedures, and what only they may call, are in procedures.sql; the other is below
+  FROM pg_proc AS p WHERE p.pronamespace = 'leasehold'::regnamespace AND p.prokind = 'f' AND p.proname NOT IN ('attach_call', 'ensure_local_environment') AND NOT EXISTS (SELECT FROM wanted_levels AS w WHERE w.statement LIKE 'leasehold.' || p.proname || '(%');
 SELECT test.is(format('%-9s %s', v.role, w.statement), pg_temp.try('regress_' || v.role, 'SELECT count(*) FROM ' || w.statement || ' AS x'), v.want)
   FROM wanted_levels AS w
  CROSS JOIN LATERAL (VALUES
@@ -251,6 +251,10 @@ SELECT test.is(format('%-9s %s', v.role, w.statement), pg_temp.try('regress_' ||
         ('beta', CASE w.level WHEN 'admin' THEN '42501' WHEN 'any' THEN 'ok' ELSE 'company_not_found' END),
         ('ungrouped', '42501'), ('stranger', '42501')) AS v (role, want)
  ORDER BY w.nr, v.role;
+
+-- for managers, but usually for nobody
+SELECT test.is(r || ' leasehold.ensure_local_environment()', pg_temp.try('regress_' || r, $$SELECT leasehold.ensure_local_environment(company => 'acme')$$), want)
+  FROM (VALUES ('manager', 'provider_forbidden'), ('user', 'forbidden'), ('beta', 'company_not_found'), ('admin', '42501')) AS v (r, want);
 
 -- leave nothing behind that others would stumble over
 DELETE FROM leasehold_internal.calls WHERE subject_id = test.id('m active');
