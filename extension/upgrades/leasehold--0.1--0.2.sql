@@ -1406,6 +1406,22 @@ BEGIN
 END
 $$;
 
+-- Sweeps, and the removal of what they found, are tried once more after a day:
+-- nobody else lets them out.  They keep their count of crashes, so that one more
+-- sets them aside again; an answer forgives them.
+CREATE OR REPLACE FUNCTION leasehold_internal.revive_quarantined(shards smallint[]) RETURNS void
+    LANGUAGE sql VOLATILE AS $$
+    UPDATE leasehold_internal.calls AS c SET state = 'queued', due_at = pg_catalog.clock_timestamp()
+      FROM (SELECT x.company_id, x.subject_id, x.slot FROM leasehold_internal.calls AS x
+             WHERE x.state = 'quarantined' AND x.operation IN ('reconcile', 'destroy_stray', 'cancel_command')
+               AND x.shard = ANY (shards) AND x.due_at < pg_catalog.clock_timestamp() - interval '1 day'
+               FOR UPDATE SKIP LOCKED) AS p
+     WHERE c.company_id = p.company_id AND c.subject_id = p.subject_id AND c.slot = p.slot
+$$;
+
+COMMENT ON FUNCTION leasehold_internal.revive_quarantined(smallint[]) IS
+    'Has sweeps, removals of strays and ends of commands tried again that were set aside a day ago';
+
 -- 44_reconcile.sql: the sweep that compares what a provider holds under our
 -- label with the leases, and removes what no lease claims.
 --
