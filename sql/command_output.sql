@@ -130,7 +130,7 @@ SELECT leasehold.set_limit('output_bytes', company => 'acme');
 UPDATE leasehold.commands SET finished_at = now() - CASE WHEN id = test.id('much') THEN interval '13 days 23 hours' ELSE '14 days 1 hour' END WHERE id IN (test.id('much'), test.id('many'), test.id('in order'));
 SELECT test.is('housekeeping', leasehold_internal.housekeep('output', ARRAY(SELECT s::smallint FROM generate_series(0, 63) AS s), 90, 400, 0), false);
 SELECT test.is('what is old enough is removed: ' || n, (k.output_removed_at IS NOT NULL, EXISTS (SELECT FROM leasehold.command_output AS o WHERE o.command_id = k.id), k.stdout_bytes > 0)::text, want)
-  FROM (VALUES ('much', '(f,t,t)'), ('many', '(t,f,t)'), ('in order', '(t,f,t)')) AS v (n, want) JOIN leasehold.commands AS k ON k.id = test.id(n);
+  FROM (VALUES ('much', '(f,t,t)'), ('many', '(t,f,t)'), ('in order', '(t,f,t)')) AS v (n, want) JOIN leasehold.commands AS k ON k.id = test.id(n) ORDER BY n;
 SET ROLE regress_user;
 SELECT test.is('reading it is reading nothing', (pg_temp.ended('many'), (SELECT count(*) FROM leasehold.read_output(test.id('many'), timeout => '30 seconds')))::text, '(exited,0)');
 RESET ROLE;

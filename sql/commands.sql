@@ -405,6 +405,14 @@ SELECT test.refused('of no provider', $$SELECT leasehold.reset_breaker('commands
 SELECT test.is('status() shows how commands fare', (s.state, (s.detail ->> 'succeeded')::int > 20)::text, '(ok,t)') FROM leasehold.status() AS s WHERE s.area = 'provider' AND s.subject = 'commands:fake';
 RESET ROLE;
 
+-- An end that was set aside after crashes is tried again a day later: nobody can release it by hand.
+BEGIN;
+INSERT INTO leasehold_internal.calls (company_id, subject_id, slot, operation, provider, shard, state, due_at)
+SELECT test.id('acme'), test.id(v.name), 'cancel', 'cancel_command', 'fake', leasehold_internal.shard_of(test.id('acme')), 'quarantined', now() - v.age FROM (VALUES ('is lost', interval '25 hours'), ('vanishes', '23 hours')) AS v (name, age);
+SELECT leasehold_internal.revive_quarantined(ARRAY[leasehold_internal.shard_of(test.id('acme'))]);
+SELECT test.is(v.name, c.state, v.want) FROM (VALUES ('is lost', 'queued'), ('vanishes', 'quarantined')) AS v (name, want) JOIN leasehold_internal.calls AS c ON c.subject_id = test.id(v.name) ORDER BY v.name;
+ROLLBACK;
+
 -- What has finished stays as it is, whoever writes.
 SELECT test.refused(label, format('UPDATE leasehold.commands SET %s WHERE id = test.id(''stored'')', change), 'illegal_transition')
   FROM (VALUES ('running again', 'status = ''running'', outcome = NULL, finished_at = NULL, exit_code = NULL'), ('queued again', 'status = ''queued'', outcome = NULL, finished_at = NULL, exit_code = NULL'),

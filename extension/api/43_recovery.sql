@@ -72,13 +72,13 @@ CREATE FUNCTION leasehold_internal.revive_quarantined(shards smallint[]) RETURNS
     LANGUAGE sql VOLATILE AS $$
     UPDATE leasehold_internal.calls AS c SET state = 'queued', due_at = pg_catalog.clock_timestamp()
       FROM (SELECT x.company_id, x.subject_id, x.slot FROM leasehold_internal.calls AS x
-             WHERE x.state = 'quarantined' AND x.operation IN ('reconcile', 'destroy_stray')
+             WHERE x.state = 'quarantined' AND x.operation IN ('reconcile', 'destroy_stray', 'cancel_command')
                AND x.shard = ANY (shards) AND x.due_at < pg_catalog.clock_timestamp() - interval '1 day'
                FOR UPDATE SKIP LOCKED) AS p
      WHERE c.company_id = p.company_id AND c.subject_id = p.subject_id AND c.slot = p.slot
 $$;
 COMMENT ON FUNCTION leasehold_internal.revive_quarantined(smallint[]) IS
-    'Has sweeps and removals of strays tried again that were set aside a day ago';
+    'Has sweeps, removals of strays and ends of commands tried again that were set aside a day ago';
 
 -- Queues what the states of leases and runs, and strays, ask for and the dispatch
 -- table does not have: after a restore, or when a state was changed by hand.

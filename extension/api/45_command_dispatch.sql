@@ -289,14 +289,16 @@ COMMENT ON FUNCTION leasehold_internal.complete_commands(bigint, uuid[], uuid[],
 CREATE FUNCTION leasehold_internal.hurry_removal(company_ids uuid[], command_ids uuid[]) RETURNS void
     LANGUAGE sql VOLATILE AS $$
     UPDATE leasehold_internal.calls AS q SET due_at = pg_catalog.clock_timestamp()
-      FROM (SELECT DISTINCT l.company_id, l.id
+      FROM (SELECT c.company_id, c.subject_id
               FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(command_ids)) AS w (company_id, id)
               JOIN leasehold.commands AS k ON k.company_id = w.company_id AND k.id = w.id
               JOIN leasehold.leases AS l ON l.company_id = k.company_id AND l.id = k.lease_id
-             WHERE l.status IN ('releasing', 'pending_cleanup')
+              JOIN leasehold_internal.calls AS c ON c.company_id = l.company_id AND c.subject_id = l.id AND c.slot = 'op'
+             WHERE l.status IN ('releasing', 'pending_cleanup') AND c.state = 'queued' AND c.attempts = 0
                AND NOT EXISTS (SELECT FROM leasehold.commands AS o
-                                WHERE o.company_id = l.company_id AND o.lease_id = l.id AND o.status <> 'finished')) AS t
-     WHERE q.company_id = t.company_id AND q.subject_id = t.id AND q.slot = 'op' AND q.state = 'queued' AND q.attempts = 0
+                                WHERE o.company_id = l.company_id AND o.lease_id = l.id AND o.status <> 'finished')
+               FOR UPDATE OF c SKIP LOCKED) AS t
+     WHERE q.company_id = t.company_id AND q.subject_id = t.subject_id AND q.slot = 'op'
 $$;
 COMMENT ON FUNCTION leasehold_internal.hurry_removal(uuid[], uuid[]) IS
     'Has resources removed whose last command has ended';

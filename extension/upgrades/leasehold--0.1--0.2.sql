@@ -1697,6 +1697,22 @@ BEGIN
 END
 $$;
 
+-- Sweeps, and the removal of what they found, are tried once more after a day:
+-- nobody else lets them out.  They keep their count of crashes, so that one more
+-- sets them aside again; an answer forgives them.
+CREATE OR REPLACE FUNCTION leasehold_internal.revive_quarantined(shards smallint[]) RETURNS void
+    LANGUAGE sql VOLATILE AS $$
+    UPDATE leasehold_internal.calls AS c SET state = 'queued', due_at = pg_catalog.clock_timestamp()
+      FROM (SELECT x.company_id, x.subject_id, x.slot FROM leasehold_internal.calls AS x
+             WHERE x.state = 'quarantined' AND x.operation IN ('reconcile', 'destroy_stray', 'cancel_command')
+               AND x.shard = ANY (shards) AND x.due_at < pg_catalog.clock_timestamp() - interval '1 day'
+               FOR UPDATE SKIP LOCKED) AS p
+     WHERE c.company_id = p.company_id AND c.subject_id = p.subject_id AND c.slot = p.slot
+$$;
+
+COMMENT ON FUNCTION leasehold_internal.revive_quarantined(smallint[]) IS
+    'Has sweeps, removals of strays and ends of commands tried again that were set aside a day ago';
+
 -- 44_reconcile.sql: the sweep that compares what a provider holds under our
 -- label with the leases, and removes what no lease claims.
 --
@@ -2012,14 +2028,16 @@ COMMENT ON FUNCTION leasehold_internal.complete_commands(bigint, uuid[], uuid[],
 CREATE FUNCTION leasehold_internal.hurry_removal(company_ids uuid[], command_ids uuid[]) RETURNS void
     LANGUAGE sql VOLATILE AS $$
     UPDATE leasehold_internal.calls AS q SET due_at = pg_catalog.clock_timestamp()
-      FROM (SELECT DISTINCT l.company_id, l.id
+      FROM (SELECT c.company_id, c.subject_id
               FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(command_ids)) AS w (company_id, id)
               JOIN leasehold.commands AS k ON k.company_id = w.company_id AND k.id = w.id
               JOIN leasehold.leases AS l ON l.company_id = k.company_id AND l.id = k.lease_id
-             WHERE l.status IN ('releasing', 'pending_cleanup')
+              JOIN leasehold_internal.calls AS c ON c.company_id = l.company_id AND c.subject_id = l.id AND c.slot = 'op'
+             WHERE l.status IN ('releasing', 'pending_cleanup') AND c.state = 'queued' AND c.attempts = 0
                AND NOT EXISTS (SELECT FROM leasehold.commands AS o
-                                WHERE o.company_id = l.company_id AND o.lease_id = l.id AND o.status <> 'finished')) AS t
-     WHERE q.company_id = t.company_id AND q.subject_id = t.id AND q.slot = 'op' AND q.state = 'queued' AND q.attempts = 0
+                                WHERE o.company_id = l.company_id AND o.lease_id = l.id AND o.status <> 'finished')
+               FOR UPDATE OF c SKIP LOCKED) AS t
+     WHERE q.company_id = t.company_id AND q.subject_id = t.subject_id AND q.slot = 'op'
 $$;
 
 COMMENT ON FUNCTION leasehold_internal.hurry_removal(uuid[], uuid[]) IS

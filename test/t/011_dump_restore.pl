@@ -63,6 +63,17 @@ my $stray = $provider->create(
 	leaseId => '00000000-0000-4000-8000-000000000002',
 	generation => 1,
 	map { $_ => $like->{$_} } qw(installationId companyId environmentId));
+# commands: one is over, one runs, and one waits for the worker, with what it will read
+$node->environment('pretended', 'fake');
+$lease{commands} = $node->request(q('pretended'));
+$node->settles($lease{commands}, 'active', 'one in which something runs');
+my %command;
+$command{$_} = $node->alice(sprintf q(SELECT leasehold.start_command('%s', shell => 'echo %s; err ü; %s')),
+	$lease{commands}, $_, $_ eq 'over' ? 'exit 3' : 'hang')
+  for 'over', 'runs';
+$node->happens(q(SELECT count(*) = 4 FROM leasehold.command_output), 'both have written something');
+$node->happens("SELECT outcome = 'exited' FROM leasehold.commands WHERE id = '$command{over}'", 'and one is over');
+my $commands = q(SELECT string_agg(concat_ws(' ', argv, shell, status, outcome, failure_code), ', ' ORDER BY requested_at) FROM leasehold.commands);
 my $strays = 'FROM leasehold_internal.provider_resources WHERE stray_id IS NOT NULL';
 $node->happens("SELECT count(*) = 1 $strays", 'one resource is no lease\'s');
 # the audit trail has partitions, and the DEFAULT one has rows, too
@@ -85,7 +96,7 @@ sub contents
 			my $table = $_;
 			$table => $of->owner("SELECT count(*) || ' ' || COALESCE(md5(string_agg(t::text, '|' ORDER BY t::text)), '')
 				FROM $table AS t", $database)
-		} grep { $_ !~ /\.(calls|lease_starts)$/ } @tables };
+		} grep { $_ !~ /\.(calls|lease_starts|command_inputs)$/ } @tables };
 }
 
 sub dump_of
@@ -99,11 +110,14 @@ sub dump_of
 # Nothing may change while it is compared.
 $node->boss('SELECT leasehold.pause_worker()');
 eventually { $node->worker_states eq 'paused' } 'the worker rests';
+$command{waits} = $node->alice("SELECT leasehold.start_command('$lease{commands}', ARRAY['cat'], stdin => 'not for everybody')");
+is($node->owner('SELECT count(*) FROM leasehold_internal.command_inputs'), 1, 'with what it will read');
 my $before = contents($node, 'postgres');
 is_deeply([ grep { $before->{$_} =~ /^0 / } sort keys %$before ], [], 'every table has rows');
 my $plain = dump_of($node, 'postgres', "$directory/plain.sql");
 $node->boss('SELECT leasehold.resume_worker()');
 unlike(slurp_file($plain), qr/COPY leasehold_internal\.calls/, 'calls are not dumped');
+unlike(slurp_file($plain), qr/COPY leasehold_internal\.command_inputs|not for everybody/, 'nor is what commands will read');
 
 sub calls { my $methods = $provider->counters->{methods}; my $sum = 0; $sum += $_ for values %$methods; return $sum }
 
@@ -152,6 +166,9 @@ subtest 'restored beside the original' => sub {
 		'forked, it has nothing of the original');
 	is($node->owner(q(SELECT count(*) FROM leasehold.runs WHERE status = 'running'), 'second'), 0, 'and no runs go on');
 	is($node->owner("SELECT count(*) $strays", 'second'), 0, 'nor has it what the original is to remove');
+	$node->happens(q(SELECT bool_and(status = 'finished') FROM leasehold.commands), 'nor do its commands', 'second');
+	is($node->owner(q(SELECT count(*) FROM leasehold_internal.calls WHERE slot IN ('command', 'cancel')), 'second'), 0,
+		'of which nobody is told anything');
 	my $lease = $node->request(q('dev'), 'second');
 	local $node->{database} = 'second';
 	$node->settles($lease, 'active', 'it gets its own leases');
@@ -164,6 +181,7 @@ subtest 'restored beside the original' => sub {
 subtest 'moved to another cluster' => sub {
 	$node->boss('SELECT leasehold.pause_worker()');
 	eventually { $node->worker_states eq 'paused' } 'the original rests';
+	$node->alice("SELECT leasehold.start_command('$lease{commands}', ARRAY['cat'], stdin => 'not for everybody')");
 	$before = contents($node, 'postgres');
 	my $last = dump_of($node, 'postgres', "$directory/last.dump", '-Fc');
 	$node->stop('immediate');
@@ -198,6 +216,16 @@ subtest 'moved to another cluster' => sub {
 	is($new->boss('SELECT leasehold.takeover_installation()', 'here'), 2, 'the installation goes on here');
 	$new->boss('SELECT leasehold.resume_worker()', 'here');
 	$new->serving('here');
+	# with the queue, what they were to read is gone; and what ran may run still, for nobody
+	$new->happens(q(SELECT bool_and(status = 'finished') FROM leasehold.commands), 'commands do not go on', 'here');
+	is($new->owner($commands, 'here'),
+		'echo over; err ü; exit 3 finished exited, echo runs; err ü; hang finished lost dispatch_lost, {cat} finished exited, {cat} finished unknown dispatch_lost',
+		'as lost if they have written something, else of unknown outcome');
+	is($new->owner("SELECT string_agg(stream || ' ' || leasehold_internal.output_text(data), '' ORDER BY seq)
+			FROM leasehold.command_output WHERE command_id = '$command{runs}'", 'here'), "stdout runs\nstderr ü\n", 'what they wrote is kept');
+	is($new->owner("SELECT stdout_bytes, stderr_bytes FROM leasehold.commands WHERE id = '$command{runs}'", 'here'), '5|3', 'and counted');
+	$new->happens(q(SELECT count(*) = 0 FROM leasehold_internal.calls WHERE slot IN ('command', 'cancel')),
+		'what may run still is told to end', 'here');
 	$new->settles($lease{unknown}, 'active', 'what nobody knew is looked up and adopted');
 	is($provider->counters->{acquires_per_key_max}, 1, 'nothing was acquired twice');
 	$new->settles($lease{stuck}, 'released', 'what waited is removed');
