@@ -203,7 +203,7 @@ PARAMS: dict[str, Json] = {
     "environmentListLeases": BASE | {
         "cursor": None, "leasehold": {"installationId": INSTALLATION}},
     "environmentCancelExecute": BASE | {
-        "providerLeaseId": "sbx-999-none",
+        "lease": HELD,
         "leasehold": LABEL | {"commandId": "command-1"}},
 }
 FULL_NAMES = {
@@ -241,6 +241,28 @@ def faulty(fault: Any, method: str = "acquire", **changes: Any) -> Json:
     return sent
 
 
+class Exchange:
+    """A request whose answer is not waited for yet."""
+
+    def __init__(self, double: Double, sent: Json) -> None:
+        self.connection = http.client.HTTPConnection("127.0.0.1", double.port,
+                                                     timeout=20)
+        self.connection.request("POST", "/rpc", json.dumps(sent).encode(),
+                                headers_for(sent, {}))
+
+    def __enter__(self) -> Exchange:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.connection.close()
+
+    def response(self) -> http.client.HTTPResponse:
+        return self.connection.getresponse()
+
+    def result(self) -> Any:
+        return json.loads(self.response().read())["result"]
+
+
 class WithDouble(unittest.TestCase):
     arguments: tuple[str, ...] = ()
     double: Double
@@ -264,6 +286,13 @@ class WithDouble(unittest.TestCase):
         return self.acquire(
             leasehold__leaseId=lease, leasehold__generation=generation,
             leasehold__idempotencyKey=f"{lease}/{generation}")
+
+    def eventually(self, counter: str, value: int) -> None:
+        give_up = time.monotonic() + 20
+        while self.double.counters()[counter] != value:
+            self.assertLess(time.monotonic(), give_up,
+                            f"{counter} is not {value}")
+            time.sleep(0.01)
 
     def live(self) -> int:
         return int(self.double.counters()["live"])
@@ -448,26 +477,58 @@ class Lifecycle(WithDouble):
     def test_execute(self) -> None:
         lease = {"providerLeaseId": self.acquire()}
 
-        def run(command: str, **changes: Any) -> Any:
+        def run(script: str, **changes: Any) -> Any:
             return self.double.result(
-                "execute", lease=lease, command=command,
-                **{"args": []} | changes)
+                "execute", lease=lease, command="sh", args=["-c", script],
+                **changes)
 
-        self.assertEqual(run("echo", args=["a", "b c"]), {
-            "exitCode": 0, "signal": None, "timedOut": False,
-            "stdout": "a b c\n", "stderr": ""})
+        self.assertEqual(self.double.result(
+            "execute", lease=lease, command="echo", args=["a", "b c"]), {
+                "exitCode": 0, "signal": None, "timedOut": False,
+                "stdout": "a b c\n", "stderr": ""})
         self.assertEqual(run("exit 7")["exitCode"], 7)
-        self.assertEqual(run("false")["exitCode"], 1)
+        self.assertEqual(run("kill -9 $$")["signal"], "SIGKILL")
         self.assertEqual(run("cat", stdin="in")["stdout"], "in")
         self.assertEqual(run("pwd", cwd="/tmp")["stdout"], "/tmp\n")
-        self.assertEqual(run("complain x")["stderr"], "x\n")
-        self.assertEqual(run("printenv A", env={"A": "1"})["stdout"], "1\n")
-        self.assertEqual(run("printenv PATH")["exitCode"], 1)
-        self.assertEqual(run("no-such-thing")["exitCode"], 127)
-        self.assertEqual(run("sleep 0.01")["exitCode"], 0)
-        late = run("sleep 5", timeoutMs=20)
-        self.assertEqual((late["exitCode"], late["timedOut"]), (None, True))
+        self.assertEqual(run("echo x >&2")["stderr"], "x\n")
+        self.assertEqual(run("echo $A", env={"A": "1"})["stdout"], "1\n")
+        self.assertEqual(run("env", env={"DOUBLE": "{}"})["stdout"].split(
+            "\n")[0].split("=")[0], "PATH")
+        self.assertEqual(self.double.result(
+            "execute", lease=lease, command="no-such-thing")["exitCode"], 127)
+        late = run("echo first; sleep 60", timeoutMs=200)
+        self.assertEqual((late["exitCode"], late["timedOut"],
+                          late["stdout"]), (None, True, "first\n"))
         self.assertEqual(self.violations(), 0)
+
+    def test_a_sandbox_has_a_directory(self) -> None:
+        lease = {"providerLeaseId": self.acquire()}
+        where = self.double.result(
+            "execute", lease=lease, command="sh",
+            args=["-c", "mkdir below; pwd; echo kept >file"])["stdout"].strip()
+        self.assertEqual(self.double.result(
+            "execute", lease=lease, command="cat", args=["../file"],
+            cwd="/workspace/below")["stdout"], "kept\n")
+        self.double.result("release", **lease)
+        self.assertFalse(os.path.exists(where))
+
+    def test_commands_end_with_their_sandbox(self) -> None:
+        held = self.acquire()
+        with Exchange(self.double, message(
+                "execute", lease={"providerLeaseId": held}, command="sleep",
+                args=["60"])) as exchange:
+            self.eventually("running", 1)
+            self.double.result("release", providerLeaseId=held)
+            self.assertEqual(exchange.result()["signal"], "SIGKILL")
+
+    def test_executions_are_counted(self) -> None:
+        lease = {"providerLeaseId": self.acquire()}
+        for key, most in (("a", 1), ("b", 1), ("a", 2)):
+            self.double.result("execute", lease=lease,
+                               leasehold__idempotencyKey=key)
+            self.assertEqual(
+                self.double.counters()["executions_per_key_max"], most)
+        self.assertEqual(self.double.counters()["executions"], 3)
 
     def test_execute_without_a_running_sandbox(self) -> None:
         gone = self.double.result("execute")
@@ -482,23 +543,32 @@ class Lifecycle(WithDouble):
         self.assertIn("parked", parked["stderr"])
 
     def test_cancel_ends_a_running_command(self) -> None:
-        held = self.acquire()
-        self.assertEqual(self.double.result(
-            "cancel", providerLeaseId=held), {})
-        sent = message("execute", lease={"providerLeaseId": held},
-                       command="sleep 10")
-        connection = http.client.HTTPConnection("127.0.0.1",
-                                                self.double.port, timeout=5)
-        connection.request("POST", "/rpc", json.dumps(sent).encode(),
-                           headers_for(sent, {}))
-        while self.double.counters()["in_flight"] == 0:
-            time.sleep(0.01)
-        self.assertEqual(self.double.result(
-            "cancel", providerLeaseId=held), {})
-        result = json.loads(connection.getresponse().read())["result"]
-        connection.close()
-        self.assertEqual((result["exitCode"], result["signal"]),
-                         (None, "SIGTERM"))
+        lease = {"providerLeaseId": self.acquire()}
+        self.assertEqual(self.double.result("cancel", lease=lease), {})
+        for script, number in (("sleep 60", "SIGTERM"),
+                               ("trap '' TERM; sleep 60", "SIGKILL")):
+            with Exchange(self.double, message(
+                    "execute", lease=lease, command="sh",
+                    args=["-c", "echo >ready; " + script])) as exchange:
+                self.eventually("running", 1)
+                while "ready" not in self.double.result(
+                        "execute", lease=lease, command="ls", args=[],
+                        leasehold__commandId="another")["stdout"]:
+                    time.sleep(0.01)
+                self.assertEqual(self.double.result("cancel", lease=lease), {})
+                result = exchange.result()
+            self.assertEqual((result["exitCode"], result["signal"]),
+                             (None, number))
+            self.eventually("running", 0)
+
+    def test_a_cancel_may_be_pretended(self) -> None:
+        lease = {"providerLeaseId": self.acquire()}
+        with Exchange(self.double, message(
+                "execute", lease=lease, command="sleep", args=["1"])) as exchange:
+            self.eventually("running", 1)
+            self.assertIsNone(self.double.rpc(
+                faulty("pretend", "cancel", lease=lease))["result"])
+            self.assertEqual(exchange.result()["exitCode"], 0)
 
 
 class Validation(WithDouble):
@@ -579,7 +649,7 @@ class Validation(WithDouble):
                         "bypassSession": [1],
                         "leasehold__commandId": ["", None]},
             "find": {"leasehold__commandId": ["x"]},
-            "cancel": {"providerLeaseId": [None]},
+            "cancel": {"lease": [None, {}], "leasehold__commandId": [DROP]},
         }
         for method, more in only.items():
             for path, values in (wrong | more).items():
