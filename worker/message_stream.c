@@ -220,6 +220,8 @@ append(MessageStream *stream, Buffer *buffer, const char *data, size_t length)
 static bool
 grow(Buffer *buffer, const char *data, size_t length)
 {
+	if (length == 0)
+		return true;
 	if (buffer->length + length > buffer->allocated)
 	{
 		size_t		allocated = buffer->allocated ? buffer->allocated : 1024;
