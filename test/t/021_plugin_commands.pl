@@ -16,6 +16,9 @@ use Leasehold::Provider;
 my $node = Leasehold::Node->new('main')->setup(
 	configuration => q(
 leasehold.breaker_threshold = 1000
+leasehold.acquire_attempts = 100
+leasehold.max_response_size = 200kB
+leasehold.max_output = 100MB
 ));
 my $provider = Leasehold::Provider->start($node)->register($node);
 $node->environment('dev', 'box', {});
@@ -33,6 +36,15 @@ sub start
 }
 
 sub script { my ($script, %order) = @_; return start('shell => ' . quote($script), %order); }
+
+# touch(file): makes a file in the directory of the lease, for a script that waits for it.
+sub touch
+{
+	my ($file) = @_;
+	return ends(start("argv => ARRAY['touch', '$file']"), 'exited|0|', "a script may go on: $file");
+}
+
+sub await_file { my ($file) = @_; return "until [ -e $file ]; do sleep 0.02; done"; }
 
 # state(id, column...): by default how it ended.
 sub state
@@ -60,13 +72,23 @@ sub output
 		WHERE command_id = '$id' AND stream = '" . ($stream // 'stdout') . "'");
 }
 
-# How often the provider has begun it.
-sub executions { my ($id) = @_; return scalar grep { $_->{outcome} && $_->{outcome} ne 'not acted' } requests($id); }
+# writes(id, text, name): waits until it has written that.
+sub writes
+{
+	my ($id, $text, $name) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	return $node->happens(
+		"SELECT string_agg(convert_from(data, 'UTF8'), '' ORDER BY seq) = " . quote($text)
+		  . " FROM leasehold.command_output WHERE command_id = '$id'", $name);
+}
 
+sub running { return $provider->counters->{running}; }
+
+# requests(id, method): those about it, in order.
 sub requests
 {
-	my ($id) = @_;
-	return grep { $_->{params}{leasehold}{commandId} eq $id } $provider->requests(method => 'execute');
+	my ($id, $method) = @_;
+	return grep { ($_->{params}{leasehold}{commandId} // '') eq $id } $provider->requests(method => $method // 'execute');
 }
 
 subtest 'an answer that is whole' => sub {
@@ -104,6 +126,191 @@ subtest 'an answer that is whole' => sub {
 	is(output($command), "first\n", 'keeps what it wrote');
 	ends(start(q(argv => ARRAY['no-such-program'])), 'exited|127|', 'a program that is not there');
 	is($provider->counters->{executions_per_key_max}, 1, 'each has run once');
+};
+
+subtest 'output as it comes' => sub {
+	my $run = $node->alice('SELECT (leasehold.start_run()).started_run_id');
+	my $of_run = $node->request("'dev', run_id => '$run'");
+	$node->settles($of_run, 'active', 'a lease of a run');
+	my $file = 0;
+	for my $case (
+		[ 'lines, in the channel of the run', lease => $of_run, format => 'lines' ],
+		[ 'events, in the channel of the run', lease => $of_run, format => 'events' ],
+		[ 'lines, in the channel of the command', format => 'lines' ],
+		[ 'events, in the channel of the command', lease => $of_run, format => 'events', notify => 'command' ],
+		[ 'lines, as the log of the request', format => 'lines', notify => 'log' ],
+		[ 'events, as the log of the request', format => 'events', notify => 'log' ],
+		[ 'lines, encoded', format => 'lines', encoding => 'base64' ],
+		[ 'events, in small pieces', format => 'events', chunk => 1, split => 7 ])
+	{
+		my ($name, %order) = @$case;
+		my $at = $order{lease} // $lease;
+		my @go = map { 'go' . ++$file } 1 .. 2;
+		my $command = script("echo one; @{[ await_file($go[0]) ]}; echo two >&2; @{[ await_file($go[1]) ]}; echo three", %order);
+		writes($command, "one\n", "$name: output comes while it runs");
+		ends(start("argv => ARRAY['touch', '$go[0]']", lease => $at), 'exited|0|', "$name: it goes on");
+		writes($command, "one\ntwo\n", "$name: more");
+		is(state($command, 'status'), 'running', "$name: it runs still");
+		ends(start("argv => ARRAY['touch', '$go[1]']", lease => $at), 'exited|0|', "$name: it goes on");
+		ends($command, 'exited|0|', "$name: it has ended");
+		writes($command, "one\ntwo\nthree\n", "$name: all output is there, once, in order");
+		is(output($command, 'stderr'), "two\n", "$name: each stream has its own");
+		is(requests($command), 1, "$name: it was sent once");
+	}
+	$node->alice("SELECT leasehold.release_lease('$of_run')");
+	$node->settles($of_run, 'released', 'released');
+};
+
+subtest 'characters and other bytes' => sub {
+	my $text = "h\303\251 \360\237\230\200 \342\202\254";
+	my $octal = join '', map { sprintf '\\%03o', ord } split //, $text;
+	for my $format ('whole', 'lines', 'events')
+	{
+		for my $encoding ('text', 'base64')
+		{
+			my $command = script("printf '$octal'; printf 'a\\000b'", format => $format, encoding => $encoding, chunk => 1);
+			ends($command, 'exited|0|', "$format, $encoding: a program writes");
+			is(
+				$node->owner("SELECT encode(string_agg(data, '' ORDER BY seq), 'hex') FROM leasehold.command_output
+					WHERE command_id = '$command'"),
+				unpack('H*', $text . "a\0b"), "$format, $encoding: each byte, NUL included");
+			is(
+				$node->owner("SELECT bool_or(leasehold_internal.output_text(data) LIKE U&'%\\FFFD%' AND data::text NOT LIKE '%00%')
+					FROM leasehold.command_output WHERE command_id = '$command'"),
+				'f', "$format, $encoding: no character is cut");
+		}
+	}
+	my $command = script(q(printf '\377\376'), format => 'lines', encoding => 'base64');
+	ends($command, 'exited|0|', 'what is no text');
+	is($node->owner("SELECT data FROM leasehold.command_output WHERE command_id = '$command'"), '\xfffe', 'comes as it is');
+};
+
+subtest 'an answer that holds what came before' => sub {
+	for my $format ('lines', 'events')
+	{
+		my $command = script('echo one; echo two >&2; echo three', format => $format, streamed => JSON::PP::false, chunk => 3);
+		ends($command, 'exited|0|', "$format: all of it");
+		is(output($command) . output($command, 'stderr'), "one\nthree\ntwo\n", "$format: it is there once");
+		$command = script('echo one; echo two; echo three', format => $format, streamed => JSON::PP::false, chunk => 5, live => 1);
+		ends($command, 'exited|0|', "$format: more than came before");
+		is(output($command), "one\ntwo\nthree\n", "$format: the rest is taken from it");
+		$command = script('echo one; echo two', format => $format, chunk => 4, live => 1);
+		ends($command, 'exited|0|', "$format: nothing, since all is said to have come");
+		is(output($command), "one\n", "$format: what came is there");
+	}
+};
+
+subtest 'what is no output' => sub {
+	for my $format ('lines', 'events')
+	{
+		for my $fault ('garbage_line', 'foreign_chunk', 'malformed_chunk', 'after_answer')
+		{
+			my $command = script('echo mine', format => $format, fault => $fault);
+			ends($command, 'exited|0|', "$format, $fault: the command ends as if nothing were");
+			writes($command, "mine\n", "$format, $fault: its output is its own");
+		}
+	}
+	is($node->owner(q(SELECT count(*) FROM leasehold.command_output WHERE position('somebody else'::bytea IN data) > 0)), 0,
+		'nothing of another company, or another channel');
+};
+
+# What is known when the answer does not tell.  Executed: how often.
+subtest 'answers that are none' => sub {
+	my %is = (
+		# not begun, and never will be
+		'status:400' => [ 'failed||', 'provider_refused', 0 ],
+		'status:404' => [ 'failed||', 'provider_refused', 0 ],
+		'redirect' => [ 'failed||', 'provider_refused', 0 ],
+		'rpc_error:-32602' => [ 'failed||', 'provider_refused', 0 ],
+		'rpc_error:-32001' => [ 'failed||', 'provider_refused', 0 ],
+		'rpc_error:-32601' => [ 'failed||', 'method_not_implemented', 0 ],
+		'rpc_error:-32004' => [ 'failed||', 'method_not_implemented', 0 ],
+		# it cannot be told
+		'cut' => [ 'unknown||', 'provider_unreachable', 0 ],
+		'lose_answer' => [ 'unknown||', 'provider_unreachable', 1 ],
+		'cut_mid' => [ 'unknown||', 'provider_unreachable', 1 ],
+		'status:500' => [ 'unknown||', 'provider_error', 0 ],
+		'act_status:504' => [ 'unknown||', 'provider_error', 1 ],
+		'status:503' => [ 'unknown||', 'provider_error', 0 ],
+		'act_rpc_error:-32002' => [ 'unknown||', 'provider_error', 1 ],
+		'act_rpc_error:-32000' => [ 'unknown||', 'provider_unavailable', 1 ],
+		'rpc_error:-32003' => [ 'unknown||', 'provider_timeout', 0 ],
+		'rpc_error:-32603' => [ 'unknown||', 'provider_unavailable', 0 ],
+		# there is an answer: so it was begun
+		(map { $_ => [ 'lost||', 'malformed_answer', 1 ] }
+			'malformed', 'malformed:array', 'malformed:null', 'wrong_id', 'no_id', 'both', 'deep', 'dup_keys', 'bad_utf8',
+			'huge:1', 'act_garbage', 'act_html'),
+		# only late, or odd
+		'delay:300' => [ 'exited|3|', '', 1 ],
+		'slow_act:300' => [ 'exited|3|', '', 1 ],
+		'chunked' => [ 'exited|3|', '', 1 ],
+		'nul' => [ 'exited|3|', '', 1 ],
+		# not begun, so far
+		(map { $_ => [ 'exited|3|', '', 1 ] } 'status:429', 'status:429:0', 'status:503:0', 'status:401', 'status:403'),
+	);
+	my %commands = map { $_ => start(q(argv => ARRAY['sh', '-c', 'cat; exit 3'], stdin => 'input'), fault => [$_]) } sort keys %is;
+	for my $fault (sort keys %is)
+	{
+		my ($state, $code, $executed) = @{ $is{$fault} };
+		my $command = $commands{$fault};
+		ends($command, $state, "$fault: how it ended");
+		is(state($command, 'failure_code'), $code, "$fault: why");
+		is(state($command, 'failure_reason IS NULL'), $code eq '' ? 't' : 'f', "$fault: in words, too");
+		is(output($command), 'input', "$fault: it had its input") if $state =~ /exited/;
+		my @acted = grep { $_->{outcome} && $_->{outcome} ne 'not acted' } requests($command);
+		is(@acted, $executed, "$fault: how often it was begun");
+		# what may run on is to be ended
+		$node->happens("SELECT count(*) = 0 FROM leasehold_internal.calls WHERE subject_id = '$command'", "$fault: nothing is left");
+		is(requests($command, 'cancel') > 0 ? 1 : 0, $state =~ /unknown|lost/ ? 1 : 0, "$fault: the plugin is told if it may run on");
+	}
+	is($provider->counters->{executions_per_key_max}, 1, 'none has run twice');
+};
+
+subtest 'streams that end too early' => sub {
+	my %code = (
+		cut_stream => 'provider_unreachable',
+		lose_answer => 'provider_unreachable',
+		cut_mid => 'provider_unreachable',
+		no_answer => 'malformed_answer',
+		wrong_id => 'malformed_answer',
+		'huge_line:1' => 'malformed_answer',
+		malformed => 'malformed_answer',
+		'act_rpc_error:-32002' => 'provider_error',
+		'act_rpc_error:-32602' => 'provider_refused',
+	);
+	for my $format ('lines', 'events')
+	{
+		for my $fault (sort keys %code)
+		{
+			my $script = $fault eq 'cut_stream' ? 'echo begun; sleep 600' : 'echo begun';
+			my $command = script($script, format => $format, fault => $fault);
+			ends($command, 'lost||', "$format, $fault: it had begun, more is not known");
+			is(state($command, 'failure_code'), $code{$fault}, "$format, $fault: why");
+			is(output($command), $fault eq 'huge_line:1' ? '' : "begun\n", "$format, $fault: what came is kept");
+			is(requests($command), 1, "$format, $fault: it is not sent again");
+			eventually { requests($command, 'cancel') > 0 } "$format, $fault: the plugin is told to end it";
+		}
+	}
+	eventually { running() == 0 } 'and it did';
+
+	# the limit is for a message, not for all of them
+	my $command = script('yes | head -c 1000000', format => 'lines');
+	ends($command, 'exited|0|', 'a stream that is larger than an answer may be');
+	is(state($command, 'stdout_bytes'), 1000000, 'is read to its end');
+};
+
+subtest 'a plugin that is not there' => sub {
+	my $port = $provider->{port};
+	$provider->stop;
+	my $command = start(q(argv => ARRAY['cat'], stdin => 'input', env => '{"A": "1"}'));
+	$node->happens("SELECT attempts >= 3 FROM leasehold_internal.calls WHERE subject_id = '$command'", 'it is tried again and again');
+	is(state($command, 'outcome IS NULL'), 't', 'since it cannot have begun');
+	$provider->run;
+	ends($command, 'exited|0|', 'then it runs');
+	is(output($command), 'input', 'with its input');
+	my ($request) = requests($command);
+	is_deeply($request->{params}{env}, { A => '1' }, 'and its environment');
+	is(requests($command), 1, 'once');
 };
 
 $provider->obeyed;

@@ -172,6 +172,7 @@ class Server:
         record["generation"] = label.get("generation")
         method = METHODS[name]
         check_members(params, method.rules, "params")
+        self.check_accept(request.headers, method.short)
         self.check_echoes(request.headers, request_id, label)
         if method.short == "acquire":
             self.acquire_requests[label["idempotencyKey"]] += 1
@@ -197,6 +198,18 @@ class Server:
         if is_object(params) and params.get("companyId", company) != company:
             raise RpcProblem(INVALID_PARAMS, "paperclipInvocation.scope is "
                              "of another company than params")
+
+    @staticmethod
+    def check_accept(headers: dict[str, str], method: str) -> None:
+        """A client that can take a stream says so; one that cannot, not."""
+        accepted = {kind.partition(";")[0].strip()
+                    for kind in headers.get("accept", "*/*").split(",")}
+        wanted = {"application/json"}
+        if method == "execute":
+            wanted |= {"application/x-ndjson", "text/event-stream"}
+        if accepted not in (wanted, {"*/*"}):
+            raise RpcProblem(INVALID_REQUEST, "the header Accept must name "
+                             + ", ".join(sorted(wanted)))
 
     @staticmethod
     def check_echoes(headers: dict[str, str], request_id: str | int,

@@ -30,6 +30,7 @@ ORDER = {
                               lambda v: v in ("text", "base64"))),
     "streamed": optional(Rule("true or false", lambda v: type(v) is bool)),
     "chunk": optional(POSITIVE),
+    "live": optional(POSITIVE),
     "split": optional(POSITIVE),
     "fault": optional(Rule("a fault, or a list of faults", lambda v: True)),
 }
@@ -96,7 +97,11 @@ class Stream:
             yield b"0\r\n\r\n"
 
     async def frames(self, work: asyncio.Task[Any]) -> AsyncIterator[bytes]:
+        count = 0
         async for name, data in self.chunks():
+            count += 1
+            if count > self.order.get("live", count):
+                continue
             for frame in self.spoiled_chunks(name):
                 yield frame
             yield self.frame(self.notification(name, data))
