@@ -7,8 +7,10 @@ use warnings;
 use FindBin;
 use lib "$FindBin::RealBin/../perl";
 
+use IO::Socket::INET;
 use PostgreSQL::Test::Utils;
 use Test::More;
+use Time::HiRes qw(sleep time);
 
 use Leasehold::Node;
 use Leasehold::Provider;
@@ -45,6 +47,8 @@ sub touch
 }
 
 sub await_file { my ($file) = @_; return "until [ -e $file ]; do sleep 0.02; done"; }
+
+sub cancel { my ($id) = @_; return $node->alice("SELECT leasehold.cancel_command('$id')"); }
 
 # state(id, column...): by default how it ended.
 sub state
@@ -84,12 +88,26 @@ sub writes
 
 sub running { return $provider->counters->{running}; }
 
-# requests(id, method): those about it, in order.
+# requests(id, method, provider): those about it, in order.
 sub requests
 {
-	my ($id, $method) = @_;
-	return grep { ($_->{params}{leasehold}{commandId} // '') eq $id } $provider->requests(method => $method // 'execute');
+	my ($id, $method, $from) = @_;
+	return grep { ($_->{params}{leasehold}{commandId} // '') eq $id }
+	  ($from // $provider)->requests(method => $method // 'execute');
 }
+
+# These take their time, longer than calls may, and longer than the other tests,
+# which leave their provider alone.
+my $slow_provider = Leasehold::Provider->start($node, name => 'slow')->register($node);
+$node->environment('slow', 'slow', {});
+my $slow_lease = $node->request(q('slow'));
+$node->settles($slow_lease, 'active', 'a lease for slow commands');
+my %slow = (
+	unlimited => script('sleep 8; echo done', lease => $slow_lease, format => 'lines'),
+	silent => start(q(shell => 'sleep 600', timeout => '100 milliseconds'), lease => $slow_lease, fault => 'hang_before'),
+	partial => start(q(shell => 'echo partial; sleep 600', timeout => '400 milliseconds'),
+		lease => $slow_lease, format => 'lines', fault => 'hang_stream'),
+);
 
 subtest 'an answer that is whole' => sub {
 	my $command = start(q(argv => ARRAY['printf', '%s|', 'a b', '$HOME', '"'], env => '{"A": "1"}', timeout => '1 minute'));
@@ -215,6 +233,7 @@ subtest 'what is no output' => sub {
 };
 
 # What is known when the answer does not tell.  Executed: how often.
+
 subtest 'answers that are none' => sub {
 	my %is = (
 		# not begun, and never will be
@@ -299,6 +318,119 @@ subtest 'streams that end too early' => sub {
 	is(state($command, 'stdout_bytes'), 1000000, 'is read to its end');
 };
 
+subtest 'cancelled, with the help of the plugin' => sub {
+	# the plugin says that it ends it, but it does not
+	$provider->faults(cancel => 'pretend', times => 1);
+	my $stubborn = script('echo begun; sleep 600', format => 'lines');
+	writes($stubborn, "begun\n", 'a command runs');
+	is(cancel($stubborn), 'running', 'it is to be cancelled');
+	eventually { requests($stubborn, 'cancel') == 1 } 'the plugin is told';
+	my $begun = time;
+
+	for my $format ('whole', 'lines', 'events')
+	{
+		my $command = script("echo begun; touch ready-$format; sleep 600", format => $format);
+		ends(script(await_file("ready-$format")), 'exited|0|', "$format: a command runs");
+		cancel($command);
+		ends($command, 'cancelled||SIGTERM', "$format: it is cancelled");
+		is(output($command), "begun\n", "$format: what it wrote is kept");
+		is(requests($command, 'cancel'), 1, "$format: the plugin was told once");
+		my ($request) = requests($command, 'cancel');
+		my ($company) = $request->{params}{companyId};
+		delete $request->{params}{leasehold}{installationId};
+		is_deeply(
+			$request->{params}{leasehold},
+			{ leaseId => $lease, generation => 1, commandId => $command, idempotencyKey => "$company:$command:cancel" },
+			"$format: of which command");
+	}
+	my $command = script(q(trap 'echo bye; exit 5' TERM; echo begun; while :; do sleep 0.05; done), format => 'lines');
+	writes($command, "begun\n", 'one that does something before it ends');
+	cancel($command);
+	ends($command, 'exited|5|', 'ends as it likes');
+	is(output($command), "begun\nbye\n", 'and says its last words');
+
+	$provider->faults(cancel => [ 'status:500', 'status:429:0', 'rpc_error:-32002', 'status:404', 'cut' ]);
+	$command = script('echo begun; sleep 600', format => 'lines');
+	writes($command, "begun\n", 'the plugin does not listen at first');
+	cancel($command);
+	ends($command, 'cancelled||SIGTERM', 'it is told again and again');
+	is(requests($command, 'cancel'), 6, 'until it does');
+
+	$provider->faults(cancel => 'rpc_error:-32601', times => 1);
+	$command = script('echo begun; sleep 600', format => 'lines');
+	writes($command, "begun\n", 'the plugin promised too much');
+	cancel($command);
+	ends($command, 'lost||', 'what it cannot cancel is given up');
+	is(state($command, 'failure_code'), 'cancel_not_confirmed', 'and why');
+
+	ends($stubborn, 'cancelled||', 'the one that goes on is given up');
+	is(time - $begun >= 9 ? 'late' : 'early', 'late', 'after a while');
+	is(output($stubborn), "begun\n", 'its output is kept');
+};
+
+subtest 'output that cannot be stored' => sub {
+	my $size = 40_000_000;
+	my $session = $node->background_psql('postgres');
+	$session->query_safe($_) for 'BEGIN', 'LOCK TABLE leasehold.command_output IN SHARE MODE';
+	my $command = script("yes | head -c $size", format => 'lines');
+	my $streamed = sub { my ($request) = requests($command); return $request ? $request->{streamed} : 0; };
+	eventually { $streamed->() > 1_000_000 } 'a command writes much';
+	my $before = -1;
+	eventually { my $now = $streamed->(); sleep 0.5; ($before, $now) = ($now, $before); $before == $now } 'it is read no more';
+	cmp_ok($before, '<', $size / 2, 'before too much has come');
+	$session->query_safe('ROLLBACK');
+	$session->quit;
+	ends($command, 'exited|0|', 'when it can be stored again, it goes on');
+	is($node->owner("SELECT sum(length(data)), sum(length(replace(convert_from(data, 'UTF8'), E'y\\n', ''))) FROM leasehold.command_output
+		WHERE command_id = '$command'"), "$size|0", 'all of it is there');
+};
+
+subtest 'connections' => sub {
+	my $command = script('touch listening; sleep 600');
+	ends(script(await_file('listening')), 'exited|0|', 'a command runs');
+	# of a connection to the provider, the timer for probes is set (02), to a minute
+	my $peer = sprintf '0100007F:%04X', $provider->{port};
+	my @timers = map { /^\s*\d+: \S+ $peer 01 \S+ 02:([0-9A-F]+)/ ? hex($1) / 100 : () } split /\n/, slurp_file('/proc/net/tcp');
+	ok(@timers > 0 && !(grep { $_ > 60 } @timers), 'a host that is gone would be noticed');
+	cancel($command);
+	ends($command, 'cancelled||SIGTERM', 'ended');
+
+	my $before = $provider->counters->{connections_total};
+	ends(start(q(argv => ARRAY['true'])), 'exited|0|', 'a command') for 1 .. 3;
+	# one is this test's
+	is($provider->counters->{connections_total} - $before, 3 + 1, 'each has a connection of its own');
+};
+
+subtest 'time limits' => sub {
+	$node->environment('limited', 'box', { timeoutMs => 120000 });
+	my $limited = $node->request(q('limited'));
+	$node->settles($limited, 'active', 'a lease with a time limit for commands');
+	for my $case (
+		[ $lease, '', undef, 'none' ],
+		[ $lease, ", timeout => '60 seconds'", 60000, 'the command\'s' ],
+		[ $limited, '', 120000, 'the environment\'s' ],
+		[ $limited, ", timeout => '1800 seconds'", 1800000, 'the command\'s before the environment\'s' ])
+	{
+		my ($in, $timeout, $expected, $name) = @$case;
+		my $command = start("argv => ARRAY['true']$timeout", lease => $in);
+		ends($command, 'exited|0|', "$name: a command");
+		my ($request) = requests($command);
+		is($request->{params}{timeoutMs}, $expected, "$name: what the plugin is told");
+	}
+	is($node->owner(q(SELECT bool_and(rpc_ms = work_ms + 30000 AND work_ms = ms) FROM unnest(ARRAY[1, 60000, 86400000]) AS ms
+		CROSS JOIN LATERAL leasehold_internal.call_timeouts('execute', jsonb_build_object('timeoutMs', ms), 30000))),
+		't', 'its answer is waited for a little longer');
+
+	ends($slow{unlimited}, 'exited|0|', 'without one, a command may take longer than any call');
+	ends($slow{partial}, 'timed_out||', 'the plugin should have ended it, and says nothing');
+	is(output($slow{partial}), "partial\n", 'what it wrote is kept');
+	ends($slow{silent}, 'unknown||', 'if there is nothing, it is not known whether it began');
+	is(state($slow{silent}, 'failure_code'), 'provider_timeout', 'and why');
+	eventually { requests($slow{$_}, 'cancel', $slow_provider) == 1 } "the plugin is told to end it: $_" for 'partial', 'silent';
+	is(requests($slow{unlimited}, 'cancel', $slow_provider), 0, 'unless it has');
+	$slow_provider->obeyed;
+};
+
 subtest 'a plugin that is not there' => sub {
 	my $port = $provider->{port};
 	$provider->stop;
@@ -311,6 +443,101 @@ subtest 'a plugin that is not there' => sub {
 	my ($request) = requests($command);
 	is_deeply($request->{params}{env}, { A => '1' }, 'and its environment');
 	is(requests($command), 1, 'once');
+};
+
+subtest 'cancelled before it was sent' => sub {
+	my $silent = IO::Socket::INET->new(Listen => 5, LocalAddr => '127.0.0.1') or die "no socket: $!";
+	my $url = 'https://127.0.0.1:' . $silent->sockport . '/rpc';
+	my $turn = sub {
+		my ($to) = @_;
+		$provider->put_token($node, $provider->{token}, url => $to);
+		$node->owner("UPDATE leasehold.plugins SET transport = transport || '{\"url\": \"$to\"}' WHERE key = 'box'");
+	};
+	$turn->($url);
+	my $command = start(q(argv => ARRAY['cat'], stdin => 'input'));
+	$node->happens("SELECT state = 'started' FROM leasehold_internal.calls WHERE subject_id = '$command'", 'a connection is not there yet');
+	cancel($command);
+	within(5, 'it is over at once', sub { ends($command, 'cancelled||', 'cancelled') });
+	$turn->($provider->url);
+	is(requests($command), 0, 'the plugin never heard of it');
+	$silent->close;
+};
+
+subtest 'a worker that ends' => sub {
+	my $command = script('echo begun; sleep 600', format => 'lines');
+	my $silent = script('touch begun; sleep 600');
+	writes($command, "begun\n", 'a command runs');
+	ends(script(await_file('begun')), 'exited|0|', 'and another');
+	$node->restart;
+	$node->serving;
+	ends($command, 'lost||', 'the new worker does not know how one ended');
+	is(output($command) . state($command, 'failure_code'), "begun\nworker_ended", 'its output is kept');
+	ends($silent, 'unknown||', 'nor whether the other began');
+	eventually { requests($_, 'cancel') > 0 } 'the plugin is told to end it' for $command, $silent;
+
+	$command = script('echo begun; sleep 600', format => 'events');
+	writes($command, "begun\n", 'another runs');
+	my ($worker) = $node->workers;
+	kill 'KILL', $worker;
+	$node->comes_back('a worker is killed');
+	ends($command, 'lost||', 'the same');
+	is(output($command) . state($command, 'failure_code'), "begun\nworker_ended", 'what was stored is kept');
+	eventually { requests($command, 'cancel') > 0 } 'the plugin is told to end it';
+	is(requests($command), 1, 'it is not sent again');
+};
+
+subtest 'a plugin without the optional methods' => sub {
+	my $plain = Leasehold::Provider->start($node, name => 'plain', variant => 'plain')->register($node);
+	$node->environment('plain', 'plain', {});
+	my $in = $node->request(q('plain'));
+	$node->settles($in, 'active', 'a lease');
+	ends(start(q(argv => ARRAY['true']), lease => $in), 'exited|0|', 'it runs commands');
+	my $command = script('echo begun; sleep 600', lease => $in, format => 'lines');
+	my $silent = script('touch begun; sleep 600', lease => $in);
+	writes($command, "begun\n", 'one runs');
+	ends(script(await_file('begun'), lease => $in), 'exited|0|', 'and another');
+	cancel($_) for $command, $silent;
+	ends($command, 'lost||', 'when it is cancelled nobody knows what becomes of it');
+	ends($silent, 'unknown||', 'nor of the other');
+	for my $id ($command, $silent)
+	{
+		is(state($id, 'failure_code'), 'cancel_not_confirmed', 'why');
+		like(state($id, 'failure_reason'), qr/cannot tell whether it has ended/, 'in words');
+		$node->happens("SELECT count(*) = 0 FROM leasehold_internal.calls WHERE subject_id = '$id'", 'nothing is left to do');
+	}
+	is(output($command), "begun\n", 'what came is kept');
+	eventually { $plain->counters->{in_flight} == 0 } 'the connections are closed';
+
+	$command = script('echo begun; sleep 600', lease => $in, format => 'lines');
+	writes($command, "begun\n", 'another');
+	$node->restart;
+	$node->serving;
+	ends($command, 'lost||', 'its worker has ended');
+	$node->happens("SELECT count(*) = 1 FROM leasehold.audit_events WHERE entity_id = '$command'
+		AND action = 'environment.command_cancel_failed'", 'that it may run on is on record');
+	$node->alice("SELECT leasehold.release_lease('$in')");
+	$node->settles($in, 'released', 'with the lease');
+	eventually { $plain->counters->{running} == 0 } 'all end';
+	is($plain->counters->{executions_per_key_max}, 1, 'none has run twice');
+	$plain->obeyed;
+};
+
+subtest 'the end of a lease' => sub {
+	my $short = $node->request(q('dev'));
+	$node->settles($short, 'active', 'a lease');
+	my $command = script('echo begun; sleep 600', lease => $short, format => 'lines');
+	writes($command, "begun\n", 'a command runs in it');
+	$node->alice("SELECT leasehold.release_lease('$short')");
+	ends($command, 'cancelled||SIGTERM', 'it is cancelled');
+	$node->settles($short, 'released', 'then the resource is removed');
+	my ($released) = $provider->requests(method => 'release', leaseId => $short);
+	my ($cancelled) = requests($command, 'cancel');
+	cmp_ok($cancelled->{time}, '<', $released->{time}, 'in that order');
+
+	is($provider->counters->{executions_per_key_max}, 1, 'no command has ever run twice');
+	$node->alice(q(SELECT count(leasehold.release_lease(id)) FROM leasehold.leases WHERE status = 'active'));
+	$node->happens(q(SELECT bool_and(status = 'released') FROM leasehold.leases), 'all leases end');
+	eventually { running() == 0 } 'nothing runs any more';
 };
 
 $provider->obeyed;
