@@ -534,6 +534,18 @@ subtest 'the end of a lease' => sub {
 	my ($cancelled) = requests($command, 'cancel');
 	cmp_ok($cancelled->{time}, '<', $released->{time}, 'in that order');
 
+	# the plugin says that it ends the command, and nothing more
+	$short = $node->request(q('dev'));
+	$node->settles($short, 'active', 'another lease');
+	$command = script('echo begun; sleep 600', lease => $short, format => 'lines', fault => 'hang_stream');
+	writes($command, "begun\n", 'a command whose end will not be told');
+	$node->alice("SELECT leasehold.release_lease('$short')");
+	$node->settles($short, 'released', 'does not keep the resource for ever');
+	ends($command, 'lost||', 'it is given up with its lease');
+	is(state($command, 'failure_code'), 'lease_ended', 'and why');
+	my $given_up = time;
+	ends(script('exit 0'), 'exited|0|', 'commands run as before') and sleep 0.5 until time > $given_up + 11;
+
 	is($provider->counters->{executions_per_key_max}, 1, 'no command has ever run twice');
 	$node->alice(q(SELECT count(leasehold.release_lease(id)) FROM leasehold.leases WHERE status = 'active'));
 	$node->happens(q(SELECT bool_and(status = 'released') FROM leasehold.leases), 'all leases end');
