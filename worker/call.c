@@ -6,6 +6,7 @@
 #include "compat.h"
 
 #include "mb/pg_wchar.h"
+#include "utils/builtins.h"
 
 #include "call.h"
 
@@ -60,6 +61,12 @@ call_outcome_name(CallOutcome outcome)
 			return "unknown";
 	}
 	return "unknown";
+}
+
+char *
+call_id_text(const pg_uuid_t *id)
+{
+	return DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(id)));
 }
 
 /*

@@ -96,6 +96,9 @@ typedef struct Call
 extern bool call_parse_method(const char *name, CallMethod *method);
 extern const char *call_outcome_name(CallOutcome outcome);
 
+/* An id as text, in the current memory context. */
+extern char *call_id_text(const pg_uuid_t *id);
+
 /* Sets the outcome with a code and a message, which is cut to fit. */
 extern void call_set_outcome(Call *call, CallOutcome outcome, const char *code,
 							 const char *format,...) pg_attribute_printf(4, 5);

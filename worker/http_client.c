@@ -24,6 +24,7 @@
 #include <arpa/inet.h>
 #include <dirent.h>
 #include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <signal.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
@@ -34,6 +35,7 @@
 
 #include "event_loop.h"
 #include "http_client.h"
+#include "message_stream.h"
 #include "settings.h"
 
 #define MAX_RESOLVER_THREADS	128
@@ -41,6 +43,9 @@
 #define KEEP_ADDRESS_S			60	/* in libcurl's cache */
 #define TRUST_ADDRESS_S			50	/* less than that */
 #define HOST_SIZE				256
+#define KEEPALIVE_IDLE_S		60
+#define KEEPALIVE_PAUSE_S		10
+#define KEEPALIVE_PROBES		6
 
 /* A host that is known by name. */
 typedef struct Host
@@ -63,6 +68,13 @@ struct HttpExchange
 	size_t		length;
 	size_t		allocated;
 	size_t		limit;
+	MessageStream *messages;	/* takes the body, if that is a stream */
+	bool		arrived;		/* something for it, which was not looked at */
+	dlist_node	arrived_node;	/* then */
+	bool		paused;
+	EventTimer	go_on;			/* after a pause */
+	bool		ended;			/* but it has messages still */
+	CURLcode	end;
 	bool		started;		/* given to libcurl */
 	Host	   *host;			/* NULL: the URL has an address */
 	dlist_node	node;			/* in host->waiting, unless it was started */
@@ -75,6 +87,7 @@ struct HttpExchange
 	const PolicyNetwork *allowed;
 	size_t		allowed_count;
 	HttpDone	done;
+	HttpMessage message;
 	void	   *arg;
 	char		problem[CURL_ERROR_SIZE];
 };
@@ -82,6 +95,7 @@ struct HttpExchange
 static CURLM *multi;
 static EventTimer multi_timer;
 static HTAB *hosts;
+static dlist_head arrived = DLIST_STATIC_INIT(arrived); /* exchanges */
 static bool looked_up = false;	/* a leader is through since that was last seen to */
 
 static Host *host_of(const char *url);
@@ -90,10 +104,16 @@ static void let_go(void);
 static void start_first(Host *host, bool look_up);
 static void on_give_up(void *arg);
 static bool set_options(HttpExchange *exchange, const HttpRequest *request);
+static int64 connect_timeout(const HttpRequest *request);
 static bool add_header(HttpExchange *exchange, const char *name, const char *value);
 static void drive(curl_socket_t fd, int events);
+static void hand_over_arrived(void);
+static bool hand_over(HttpExchange *exchange);
+static CURLcode pause_transfer(HttpExchange *exchange, int directions);
+static void on_go_on(void *arg);
 static void collect_finished(void);
 static void finish(HttpExchange *exchange, CURLcode code);
+static void tell(HttpExchange *exchange, CURLcode code);
 static void free_exchange(HttpExchange *exchange);
 static const char *phase_of(HttpExchange *exchange);
 static void block_signals(sigset_t *saved);
@@ -102,8 +122,11 @@ static void block_signals(sigset_t *saved);
 static int	on_socket(CURL *easy, curl_socket_t fd, int what, void *arg, void *socket_arg);
 static int	on_timer(CURLM *m, long timeout_ms, void *arg);
 static size_t on_body(char *data, size_t size, size_t count, void *arg);
+static size_t collect_whole(HttpExchange *exchange, const char *data, size_t bytes);
+static MessageFormat format_of(HttpExchange *exchange);
 static size_t on_request_body(char *buffer, size_t size, size_t count, void *arg);
 static curl_socket_t on_open_socket(void *arg, curlsocktype purpose, struct curl_sockaddr *address);
+static curl_socket_t open_socket(const struct curl_sockaddr *address);
 static int	on_connected(void *arg, char *address, char *local_address, int port, int local_port);
 
 /* of the event loop */
@@ -163,7 +186,7 @@ http_post(const HttpRequest *request, const char **problem)
 			dlist_push_tail(&host->waiting, &exchange->node);
 			exchange->give_up.fire = on_give_up;
 			exchange->give_up.arg = exchange;
-			event_loop_set_timer(&exchange->give_up, Min(setting_connect_timeout, request->timeout_ms));
+			event_loop_set_timer(&exchange->give_up, connect_timeout(request));
 		}
 	}
 	if (!ok)
@@ -278,10 +301,14 @@ set_options(HttpExchange *exchange, const HttpRequest *request)
 	exchange->allowed = request->allowed;
 	exchange->allowed_count = request->allowed_count;
 	exchange->done = request->done;
+	exchange->message = request->message;
 	exchange->arg = request->arg;
+	exchange->go_on.fire = on_go_on;
+	exchange->go_on.arg = exchange;
 
 	if (!add_header(exchange, "Content-Type", "application/json") ||
-		!add_header(exchange, "Accept", "application/json") ||
+		!add_header(exchange, "Accept", request->message ? "application/json, application/x-ndjson, text/event-stream" :
+					"application/json") ||
 		!add_header(exchange, "Expect", NULL) ||
 		!add_header(exchange, "Leasehold-Request-Id", request->request_id) ||
 		(request->idempotency_key && !add_header(exchange, "Idempotency-Key", request->idempotency_key)))
@@ -322,7 +349,7 @@ set_options(HttpExchange *exchange, const HttpRequest *request)
 		SET(CURLOPT_PREREQFUNCTION, on_connected) &&
 		SET(CURLOPT_PREREQDATA, exchange) &&
 		SET(CURLOPT_TIMEOUT_MS, (long) Min(request->timeout_ms, LONG_MAX)) &&
-		SET(CURLOPT_CONNECTTIMEOUT_MS, (long) Min(setting_connect_timeout, request->timeout_ms)) &&
+		SET(CURLOPT_CONNECTTIMEOUT_MS, (long) connect_timeout(request)) &&
 		SET(CURLOPT_MAXAGE_CONN, (long) IDLE_CONNECTION_S) &&
 		SET(CURLOPT_DNS_CACHE_TIMEOUT, (long) KEEP_ADDRESS_S) &&
 		SET(CURLOPT_FRESH_CONNECT, request->fresh_connection ? 1L : 0L) &&
@@ -331,6 +358,12 @@ set_options(HttpExchange *exchange, const HttpRequest *request)
 		SET(CURLOPT_USERAGENT, "leasehold/" LEASEHOLD_VERSION) &&
 		(setting_ca_file == NULL || setting_ca_file[0] == '\0' || SET(CURLOPT_CAINFO, setting_ca_file));
 #undef SET
+}
+
+static int64
+connect_timeout(const HttpRequest *request)
+{
+	return request->timeout_ms == 0 ? setting_connect_timeout : Min(setting_connect_timeout, request->timeout_ms);
 }
 
 /* A NULL value takes a header out that libcurl would send by itself. */
@@ -391,6 +424,9 @@ free_exchange(HttpExchange *exchange)
 {
 	sigset_t	saved;
 
+	event_loop_cancel_timer(&exchange->go_on);
+	if (exchange->arrived)
+		dlist_delete(&exchange->arrived_node);
 	block_signals(&saved);
 	for (struct curl_slist *h = exchange->headers; h != NULL; h = h->next)
 		explicit_bzero(h->data, strlen(h->data));
@@ -398,6 +434,7 @@ free_exchange(HttpExchange *exchange)
 	if (exchange->easy != NULL)
 		curl_easy_cleanup(exchange->easy);
 	sigprocmask(SIG_SETMASK, &saved, NULL);
+	message_stream_free(exchange->messages);
 	free(exchange->body);
 	free(exchange);
 }
@@ -426,7 +463,92 @@ drive(curl_socket_t fd, int events)
 	sigprocmask(SIG_SETMASK, &saved, NULL);
 	if (looked_up)
 		let_go();
+	hand_over_arrived();
 	collect_finished();
+}
+
+/* Of the exchanges to which something came, the messages that are complete. */
+static void
+hand_over_arrived(void)
+{
+	while (!dlist_is_empty(&arrived))
+	{
+		HttpExchange *exchange = dlist_container(HttpExchange, arrived_node, dlist_pop_head_node(&arrived));
+
+		exchange->arrived = false;
+		(void) hand_over(exchange);
+	}
+}
+
+/* False if that was the exchange's end. */
+static bool
+hand_over(HttpExchange *exchange)
+{
+	while (!exchange->paused)
+	{
+		char	   *message;
+		size_t		length;
+		MessageState state = message_stream_next(exchange->messages, &message, &length);
+
+		if (state == MESSAGE_NONE)
+			break;
+		if (state != MESSAGE_READY)
+		{
+			exchange->too_large = state == MESSAGE_TOO_LARGE;
+			tell(exchange, CURLE_WRITE_ERROR);
+			return false;
+		}
+		switch (exchange->message(exchange->arg, message, length, exchange->token))
+		{
+			case HTTP_GO_ON:
+				break;
+			case HTTP_PAUSE:
+				exchange->paused = true;
+				if (!exchange->ended)
+					(void) pause_transfer(exchange, CURLPAUSE_RECV);
+				break;
+			case HTTP_ENOUGH:
+				http_abandon(exchange);
+				return false;
+		}
+	}
+	return true;
+}
+
+static CURLcode
+pause_transfer(HttpExchange *exchange, int directions)
+{
+	sigset_t	saved;
+	CURLcode	code;
+
+	block_signals(&saved);
+	code = curl_easy_pause(exchange->easy, directions);
+	sigprocmask(SIG_SETMASK, &saved, NULL);
+	return code;
+}
+
+void
+http_resume(HttpExchange *exchange)
+{
+	if (exchange->paused)
+		event_loop_set_timer(&exchange->go_on, 0);
+}
+
+static void
+on_go_on(void *arg)
+{
+	HttpExchange *exchange = arg;
+	CURLcode	code;
+
+	exchange->paused = false;
+	if (!hand_over(exchange) || exchange->paused)
+		return;
+	code = exchange->ended ? exchange->end : pause_transfer(exchange, CURLPAUSE_CONT);
+	if (exchange->ended || code != CURLE_OK)
+		finish(exchange, code);
+	else
+		/* what libcurl has kept comes at once */
+		hand_over_arrived();
 }
 
 static void
@@ -447,8 +569,25 @@ collect_finished(void)
 	}
 }
 
+/* Messages come first, and may have to wait. */
 static void
 finish(HttpExchange *exchange, CURLcode code)
+{
+	if (exchange->messages != NULL)
+	{
+		exchange->ended = true;
+		exchange->end = code;
+		if (code == CURLE_OK)
+			message_stream_end(exchange->messages);
+		if (!hand_over(exchange) || exchange->paused)
+			return;
+	}
+	tell(exchange, code);
+}
+
+/* The end of an exchange. */
+static void
+tell(HttpExchange *exchange, CURLcode code)
 {
 	HttpResponse response;
 	struct curl_header *header;
@@ -457,6 +596,8 @@ finish(HttpExchange *exchange, CURLcode code)
 	response.answered = code == CURLE_OK;
 	response.body = exchange->body;
 	response.length = exchange->length;
+	response.in_messages = exchange->messages != NULL;
+	response.too_large = exchange->too_large;
 	response.token = exchange->token;
 	curl_easy_getinfo(exchange->easy, CURLINFO_RESPONSE_CODE, &response.status);
 	if (curl_easy_header(exchange->easy, "Retry-After", 0, CURLH_HEADER, -1, &header) == CURLHE_OK)
@@ -597,6 +738,42 @@ on_body(char *data, size_t size, size_t count, void *arg)
 	HttpExchange *exchange = arg;
 	size_t		bytes = size * count;
 
+	if (exchange->messages == NULL && exchange->length == 0)
+	{
+		MessageFormat format = format_of(exchange);
+
+		if (format != MESSAGE_WHOLE &&
+			(exchange->messages = message_stream_new(format, exchange->limit)) == NULL)
+			return 0;
+	}
+	if (exchange->messages == NULL)
+		return collect_whole(exchange, data, bytes);
+	if (!message_stream_add(exchange->messages, data, bytes))
+		return 0;
+	if (!exchange->arrived)
+	{
+		dlist_push_tail(&arrived, &exchange->arrived_node);
+		exchange->arrived = true;
+	}
+	return bytes;
+}
+
+static MessageFormat
+format_of(HttpExchange *exchange)
+{
+	long		status = 0;
+	const char *content_type = NULL;
+
+	if (exchange->message == NULL)
+		return MESSAGE_WHOLE;
+	curl_easy_getinfo(exchange->easy, CURLINFO_RESPONSE_CODE, &status);
+	curl_easy_getinfo(exchange->easy, CURLINFO_CONTENT_TYPE, &content_type);
+	return status == 200 ? message_format_of(content_type) : MESSAGE_WHOLE;
+}
+
+static size_t
+collect_whole(HttpExchange *exchange, const char *data, size_t bytes)
+{
 	if (bytes > exchange->limit - exchange->length)
 	{
 		exchange->too_large = true;
@@ -650,7 +827,32 @@ on_open_socket(void *arg, curlsocktype purpose, struct curl_sockaddr *address)
 		exchange->address_refused = true;
 		return CURL_SOCKET_BAD;
 	}
-	return socket(address->family, address->socktype | SOCK_CLOEXEC, address->protocol);
+	return open_socket(address);
+}
+
+/*
+ * An answer may take hours: that its host is gone without a word is found out by
+ * probes, after KEEPALIVE_IDLE_S + KEEPALIVE_PROBES * KEEPALIVE_PAUSE_S.
+ */
+static curl_socket_t
+open_socket(const struct curl_sockaddr *address)
+{
+	curl_socket_t fd = socket(address->family, address->socktype | SOCK_CLOEXEC, address->protocol);
+	const struct
+	{
+		int			level;
+		int			name;
+		int			value;
+	}			options[] = {
+		{SOL_SOCKET, SO_KEEPALIVE, 1},
+		{IPPROTO_TCP, TCP_KEEPIDLE, KEEPALIVE_IDLE_S},
+		{IPPROTO_TCP, TCP_KEEPINTVL, KEEPALIVE_PAUSE_S},
+		{IPPROTO_TCP, TCP_KEEPCNT, KEEPALIVE_PROBES},
+	};
+
+	for (int i = 0; fd != CURL_SOCKET_BAD && i < (int) lengthof(options); i++)
+		(void) setsockopt(fd, options[i].level, options[i].name, &options[i].value, sizeof(int));
+	return fd;
 }
 
 /*

@@ -10,6 +10,12 @@
 
 #include "http_date.h"
 
+static bool load(const char *body, size_t length, size_t flags, RpcAnswer *answer);
+static void judge(RpcAnswer *answer, const char *id, const char *secret);
+static void judge_error(RpcAnswer *answer, const json_t *error, const char *id, const char *secret);
+static bool is_text(const json_t *value, const char *text);
+static void replace_half_pairs(char *body, size_t length);
+static int	escaped_unit(const char *body, size_t length);
 static bool too_deep(const char *body, size_t length);
 static void malformed(RpcAnswer *answer, const char *text);
 static void copy_text(char *to, const char *from);
@@ -18,74 +24,165 @@ static void copy_masked(char *to, const char *from, const char *secret);
 void
 rpc_parse_answer(const char *body, size_t length, const char *id, const char *secret, RpcAnswer *answer)
 {
+	if (load(body, length, 0, answer))
+		judge(answer, id, secret);
+}
+
+void
+rpc_parse_message(char *body, size_t length, const char *id, const char *secret, RpcAnswer *answer)
+{
+	json_t	   *method;
+
+	replace_half_pairs(body, length);
+	if (!load(body, length, JSON_ALLOW_NUL, answer))
+	{
+		answer->kind = RPC_NOISE;
+		return;
+	}
+	method = json_object_get(answer->root, "method");
+	if (json_is_string(method) && json_object_get(answer->root, "id") == NULL)
+	{
+		answer->kind = RPC_NOTIFICATION;
+		answer->method = json_string_value(method);
+		answer->params = json_object_get(answer->root, "params");
+		return;
+	}
+	judge(answer, id, secret);
+	if (answer->kind == RPC_MALFORMED && !is_text(json_object_get(answer->root, "id"), id))
+		answer->kind = RPC_NOISE;
+}
+
+/* False, with a malformed answer, if it is no JSON object. */
+static bool
+load(const char *body, size_t length, size_t flags, RpcAnswer *answer)
+{
 	json_error_t error;
-	json_t	   *version;
-	json_t	   *answer_id;
-	json_t	   *rpc_error;
 
 	memset(answer, 0, sizeof(*answer));
 	if (length == 0)
-	{
 		malformed(answer, "the answer is empty");
-		return;
-	}
-	if (too_deep(body, length))
-	{
+	else if (too_deep(body, length))
 		malformed(answer, "the answer is nested too deeply");
-		return;
-	}
-	answer->root = json_loadb(body, length, JSON_REJECT_DUPLICATES, &error);
-	if (answer->root == NULL)
-	{
+	else if ((answer->root = json_loadb(body, length, JSON_REJECT_DUPLICATES | flags, &error)) == NULL)
 		malformed(answer, "the answer is not valid JSON");
-		return;
-	}
-	if (!json_is_object(answer->root))
-	{
+	else if (!json_is_object(answer->root))
 		malformed(answer, "the answer is not a JSON-RPC object");
-		return;
-	}
+	else
+		return true;
+	return false;
+}
 
-	version = json_object_get(answer->root, "jsonrpc");
-	answer_id = json_object_get(answer->root, "id");
+static void
+judge(RpcAnswer *answer, const char *id, const char *secret)
+{
+	json_t	   *error = json_object_get(answer->root, "error");
+
 	answer->result = json_object_get(answer->root, "result");
-	rpc_error = json_object_get(answer->root, "error");
-	if (!json_is_string(version) || strcmp(json_string_value(version), "2.0") != 0)
+	if (!is_text(json_object_get(answer->root, "jsonrpc"), "2.0"))
 		malformed(answer, "the answer is not JSON-RPC 2.0");
-	else if (answer->result != NULL && rpc_error != NULL)
+	else if (answer->result != NULL && error != NULL)
 		malformed(answer, "the answer has both a result and an error");
-	else if (answer->result == NULL && rpc_error == NULL)
+	else if (answer->result == NULL && error == NULL)
 		malformed(answer, "the answer has neither a result nor an error");
-	else if (rpc_error != NULL)
-	{
-		json_t	   *code = json_object_get(rpc_error, "code");
-		json_t	   *message = json_object_get(rpc_error, "message");
-
-		/* who could not read the request cannot repeat its id */
-		if (!json_is_object(rpc_error) || !json_is_integer(code) || !json_is_string(message) ||
-			json_integer_value(code) < INT32_MIN || json_integer_value(code) > INT32_MAX ||
-			!(json_is_null(answer_id) ||
-			  (json_is_string(answer_id) && strcmp(json_string_value(answer_id), id) == 0)))
-		{
-			malformed(answer, "the answer has a malformed error");
-			return;
-		}
-		answer->kind = RPC_ERROR;
-		answer->error_code = (int) json_integer_value(code);
-		copy_masked(answer->text, json_string_value(message), secret);
-	}
-	else if (!json_is_string(answer_id) || strcmp(json_string_value(answer_id), id) != 0)
+	else if (error != NULL)
+		judge_error(answer, error, id, secret);
+	else if (!is_text(json_object_get(answer->root, "id"), id))
 		malformed(answer, "the answer is to another request");
 	else
 		answer->kind = RPC_RESULT;
+}
+
+static void
+judge_error(RpcAnswer *answer, const json_t *error, const char *id, const char *secret)
+{
+	json_t	   *answer_id = json_object_get(answer->root, "id");
+	json_t	   *code = json_object_get(error, "code");
+	json_t	   *message = json_object_get(error, "message");
+
+	/* who could not read the request cannot repeat its id */
+	if (!json_is_object(error) || !json_is_integer(code) || !json_is_string(message) ||
+		json_integer_value(code) < INT32_MIN || json_integer_value(code) > INT32_MAX ||
+		!(json_is_null(answer_id) || is_text(answer_id, id)))
+	{
+		malformed(answer, "the answer has a malformed error");
+		return;
+	}
+	answer->kind = RPC_ERROR;
+	answer->error_code = (int) json_integer_value(code);
+	copy_masked(answer->text, json_string_value(message), secret);
+}
+
+static bool
+is_text(const json_t *value, const char *text)
+{
+	return json_is_string(value) && json_string_length(value) == strlen(text) &&
+		strcmp(json_string_value(value), text) == 0;
+}
+
+/*
+ * JSON may escape halves of surrogate pairs, which are no characters.  As an
+ * escape, U+FFFD has the same length.
+ */
+static void
+replace_half_pairs(char *body, size_t length)
+{
+	static const char replacement[] = {'f', 'f', 'f', 'd'};
+	size_t		at = 0;
+
+	while (at + 1 < length)
+	{
+		char	   *backslash = memchr(body + at, '\\', length - at - 1);
+		int			unit;
+
+		if (backslash == NULL)
+			return;
+		at = backslash - body;
+		unit = escaped_unit(body + at, length - at);
+		if (unit < 0xD800 || unit > 0xDFFF)
+			at += 2;
+		else
+		{
+			int			next = escaped_unit(body + at + 6, length - at - 6);
+
+			if (unit < 0xDC00 && next >= 0xDC00 && next <= 0xDFFF)
+				at += 12;
+			else
+			{
+				memcpy(body + at + 2, replacement, sizeof(replacement));
+				at += 6;
+			}
+		}
+	}
+}
+
+/* The code unit that is escaped here as \uXXXX; -1 if none is. */
+static int
+escaped_unit(const char *body, size_t length)
+{
+	int			unit = 0;
+
+	if (length < 6 || body[0] != '\\' || body[1] != 'u')
+		return -1;
+	for (int i = 2; i < 6; i++)
+	{
+		char		c = body[i];
+
+		if (c >= '0' && c <= '9')
+			unit = unit * 16 + c - '0';
+		else if ((c | 0x20) >= 'a' && (c | 0x20) <= 'f')
+			unit = unit * 16 + (c | 0x20) - 'a' + 10;
+		else
+			return -1;
+	}
+	return unit;
 }
 
 void
 rpc_free_answer(RpcAnswer *answer)
 {
 	json_decref(answer->root);
-	answer->root = NULL;
-	answer->result = NULL;
+	answer->root = answer->result = answer->params = NULL;
+	answer->method = NULL;
 }
 
 bool

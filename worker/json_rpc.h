@@ -36,7 +36,9 @@ typedef enum RpcKind
 {
 	RPC_RESULT,
 	RPC_ERROR,
-	RPC_MALFORMED
+	RPC_MALFORMED,
+	RPC_NOTIFICATION,			/* no answer, but something before it */
+	RPC_NOISE					/* nothing that is for us */
 } RpcKind;
 
 typedef struct RpcAnswer
@@ -44,6 +46,8 @@ typedef struct RpcAnswer
 	RpcKind		kind;
 	json_t	   *root;			/* owns what the others point into; or NULL */
 	json_t	   *result;			/* borrowed */
+	const char *method;			/* of a notification; borrowed */
+	json_t	   *params;			/* borrowed */
 	int			error_code;
 	char		text[RPC_TEXT_SIZE];	/* the error's message, or what is malformed; cut */
 } RpcAnswer;
@@ -65,6 +69,15 @@ typedef struct RpcLease
 extern void rpc_parse_answer(const char *body, size_t length, const char *id, const char *secret,
 							 RpcAnswer *answer);
 extern void rpc_free_answer(RpcAnswer *answer);
+
+/*
+ * The same for one of several messages, of which one is the answer, and the
+ * others are notifications, or noise, with a text that says why.  Texts may have
+ * NUL characters: commands write them.  Halves of surrogate pairs are replaced, in
+ * place, since who cuts output where he likes produces them.
+ */
+extern void rpc_parse_message(char *body, size_t length, const char *id, const char *secret,
+							  RpcAnswer *answer);
 
 /*
  * Takes a lease out of a result; false, with a text, if it has another shape.

@@ -124,7 +124,8 @@ read_plugins(void)
 
 	if (SPI_execute("SELECT p.key, p.transport ->> 'url', p.transport ->> 'token_file',"
 					" pg_catalog.array_to_string(p.allow_addresses, ' '),"
-					" 'environmentFindLease' = ANY (p.supported_methods), p.xmin"
+					" 'environmentFindLease' = ANY (p.supported_methods),"
+					" 'environmentCancelExecute' = ANY (p.supported_methods), p.xmin"
 					" FROM leasehold.plugins AS p", false, 0) != SPI_OK_SELECT)
 		elog(ERROR, "could not read the plugins");
 
@@ -145,7 +146,8 @@ read_plugins(void)
 		plugin->url = MemoryContextStrdup(context, url ? url : "");
 		plugin->token_file = token_file ? MemoryContextStrdup(context, token_file) : NULL;
 		plugin->looks_up = DatumGetBool(SPI_getbinval(row, desc, 5, &isnull));
-		plugin->row = DatumGetTransactionId(SPI_getbinval(row, desc, 6, &isnull));
+		plugin->cancels = DatumGetBool(SPI_getbinval(row, desc, 6, &isnull));
+		plugin->row = DatumGetTransactionId(SPI_getbinval(row, desc, 7, &isnull));
 		read_networks(plugin, networks ? networks : "", context);
 	}
 

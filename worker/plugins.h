@@ -18,6 +18,7 @@ typedef struct Plugin
 	size_t		allowed_count;
 	TransactionId row;			/* its row's xmin */
 	bool		looks_up;		/* has environmentFindLease */
+	bool		cancels;		/* has environmentCancelExecute */
 } Plugin;
 
 extern void plugins_init(void);

@@ -17,7 +17,8 @@ CREATE FUNCTION leasehold_internal.command_params(
                    'metadata', COALESCE(metadata, '{}'), 'expiresAt', (lease).expires_at),
                'leasehold', pg_catalog.jsonb_build_object('installationId', installation_id, 'leaseId', (lease).id,
                    'generation', (lease).generation, 'commandId', (command).id,
-                   'idempotencyKey', (command).company_id || ':' || (command).id || ':execute'))
+                   'idempotencyKey', (command).company_id || ':' || (command).id
+                                     || CASE slot WHEN 'command' THEN ':execute' ELSE ':cancel' END))
         || CASE WHEN slot = 'command' THEN pg_catalog.jsonb_build_object(
                'command', COALESCE((command).argv[pg_catalog.array_lower((command).argv, 1)], s.shell),
                'args', COALESCE(pg_catalog.to_jsonb((command).argv[pg_catalog.array_lower((command).argv, 1) + 1 :]),
@@ -116,7 +117,8 @@ BEGIN
             WHEN l.generation <> k.generation OR NOT leasehold_internal.may_have_resource(l.status) THEN 'lease_ended'
             WHEN c.slot = 'command' AND l.status <> 'active' THEN 'lease_ended'
             WHEN k.status <> 'finished' AND NOT leasehold_internal.may_have_commands(l.status) THEN 'lease_ended'
-            WHEN c.slot = 'cancel' AND k.status = 'finished' AND k.outcome NOT IN ('lost', 'unknown') THEN 'subject_gone'
+            WHEN c.slot = 'cancel' AND k.status = 'finished' AND k.outcome NOT IN ('lost', 'unknown', 'timed_out')
+            THEN 'subject_gone'
             END) AS v (code);
 END
 $$;
@@ -237,18 +239,23 @@ BEGIN
           FROM step AS s
          WHERE k.company_id = s.company_id AND k.id = s.id
         RETURNING k.*
+    ), unseen AS (
+        -- those whose end the provider did not tell
+        SELECT s.company_id, s.id FROM step AS s
+         WHERE s.verdict IN ('lost', 'unknown') OR s.verdict = 'timed_out' AND s.outcome <> 'ok'
     ), over AS (
         DELETE FROM leasehold_internal.calls AS c
          USING command AS k
          WHERE k.status = 'finished' AND c.company_id = k.company_id AND c.subject_id = k.id
-           AND (c.slot = 'command'
-                OR c.slot = 'cancel' AND c.state = 'queued' AND k.outcome NOT IN ('lost', 'unknown'))
+           AND (c.slot = 'command' OR c.slot = 'cancel' AND c.state = 'queued'
+                AND NOT EXISTS (SELECT FROM unseen AS u WHERE u.company_id = k.company_id AND u.id = k.id))
     ), cancel AS (
         -- it may be running still, for nobody
         INSERT INTO leasehold_internal.calls (company_id, subject_id, slot, operation, provider, shard, generation)
         SELECT k.company_id, k.id, 'cancel', 'cancel_command', k.provider, leasehold_internal.shard_of(k.company_id), k.generation
-          FROM command AS k JOIN leasehold.leases AS l ON l.company_id = k.company_id AND l.id = k.lease_id
-         WHERE k.outcome IN ('lost', 'unknown') AND leasehold_internal.may_have_resource(l.status)
+          FROM command AS k JOIN unseen AS u ON u.company_id = k.company_id AND u.id = k.id
+          JOIN leasehold.leases AS l ON l.company_id = k.company_id AND l.id = k.lease_id
+         WHERE leasehold_internal.may_have_resource(l.status)
         ON CONFLICT DO NOTHING
     ), lease AS (
         UPDATE leasehold.leases AS l SET last_used_at = pg_catalog.clock_timestamp()
@@ -328,7 +335,7 @@ CREATE FUNCTION leasehold_internal.complete_cancels(
 BEGIN
     WITH answer AS (
         SELECT c.company_id, c.subject_id, c.attempts, c.provider, a.message, a.retry_after_ms, a.outcome,
-               k.status = 'finished' AND k.outcome NOT IN ('lost', 'unknown')
+               k.status = 'finished' AND k.outcome NOT IN ('lost', 'unknown', 'timed_out')
                OR NOT leasehold_internal.may_have_resource(l.status) AND a.outcome = 'failed' AS needless,
                -- a command that is told to end, and does not, is abandoned with the next
                (a.outcome IN ('ok', 'gone') AND (k.status = 'finished' OR leasehold_internal.may_have_commands(l.status)))

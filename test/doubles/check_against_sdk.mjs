@@ -21,8 +21,8 @@ import {
   assertExecutionLifecycle, assertLeaseLifecycle,
   assertWorkspaceRealizationLifecycle, createEnvironmentTestHarness,
   createFakeEnvironmentDriver, createRequest, definePlugin,
-  isJsonRpcErrorResponse, isJsonRpcResponse, isJsonRpcSuccessResponse,
-  parseMessage, serializeMessage, startWorkerRpcHost,
+  isJsonRpcErrorResponse, isJsonRpcNotification, isJsonRpcResponse,
+  isJsonRpcSuccessResponse, parseMessage, serializeMessage, startWorkerRpcHost,
 } from "@paperclipai/plugin-sdk";
 import { pluginManifestV1Schema } from "@paperclipai/shared";
 
@@ -64,11 +64,14 @@ function startSdkWorker(plugin) {
   const stdout = new PassThrough();
   const worker = startWorkerRpcHost({ plugin, stdin, stdout });
   const waiting = [];
+  const notifications = [];
   createInterface({ input: stdout }).on("line", (line) => {
     const message = parseMessage(line);
     if (isJsonRpcResponse(message)) waiting.shift()?.(message);
+    else if (isJsonRpcNotification(message)) notifications.push(message);
   });
   return {
+    notifications,
     sendLine(line) {
       const answer = new Promise((resolve) => waiting.push(resolve));
       stdin.write(line + MESSAGE_DELIMITER);
@@ -83,6 +86,15 @@ function startSdkWorker(plugin) {
   };
 }
 
+/** Headers that repeat what the request says. */
+function echoes(request) {
+  const key = request.params?.leasehold?.idempotencyKey;
+  return {
+    "Leasehold-Request-Id": String(request.id),
+    ...(key === undefined ? {} : { "Idempotency-Key": key }),
+  };
+}
+
 /** The double as a child process, spoken to over HTTP as our worker would. */
 async function startDouble(variant) {
   const child = spawn(
@@ -93,7 +105,7 @@ async function startDouble(variant) {
   const [line] = await once(lines, "line");
   const url = `http://127.0.0.1:${line.match(/^listening on (\d+)$/)[1]}`;
   return {
-    async sendLine(body, headers = {}) {
+    async fetch(body, headers = {}) {
       const response = await fetch(`${url}/rpc`, {
         method: "POST", body, redirect: "error",
         headers: {
@@ -102,14 +114,18 @@ async function startDouble(variant) {
           ...headers,
         },
       });
-      return parseMessage(await response.text());
+      return response.text();
+    },
+    async sendLine(body, headers) {
+      return parseMessage(await this.fetch(body, headers));
     },
     send(request) {
-      const key = request.params?.leasehold?.idempotencyKey;
-      return this.sendLine(JSON.stringify(request), {
-        "Leasehold-Request-Id": String(request.id),
-        ...(key === undefined ? {} : { "Idempotency-Key": key }),
-      });
+      return this.sendLine(JSON.stringify(request), echoes(request));
+    },
+    /** All messages of the answer to a request that asks for a stream. */
+    async stream(request) {
+      const body = await this.fetch(JSON.stringify(request), echoes(request));
+      return body.trimEnd().split("\n").map((line) => parseMessage(line));
     },
     async call(method, params) {
       const answer = await this.send(createRequest(method, params));
@@ -258,7 +274,8 @@ function parameters(providerLeaseId) {
       ...base, lease, workspace: { localPath: "/home/me/work" }, leasehold,
     },
     environmentExecute: {
-      ...base, lease, command: "echo", args: ["a", "b"], timeoutMs: 1000,
+      ...base, lease, command: "echo", args: ["a", "b"], cwd: "/workspace",
+      env: { CI: "1" }, stdin: "", timeoutMs: 60000, runId, streamOutput: true,
       leasehold: { ...leasehold, commandId: "command-1" },
     },
     environmentReleaseLease: {
@@ -286,7 +303,8 @@ const TYPES = {
   environmentRealizeWorkspace: ["PluginEnvironmentRealizeWorkspaceParams",
     "PluginEnvironmentRealizeWorkspaceResult", ["leasehold"]],
   environmentExecute: ["PluginEnvironmentExecuteParams",
-    "PluginEnvironmentExecuteResult", ["leasehold"]],
+    "PluginEnvironmentExecuteResult",
+    ["leasehold", "runId", "streamOutput"]],
   environmentReleaseLease: ["PluginEnvironmentReleaseLeaseParams",
     null, ["leasehold"]],
   environmentDestroyLease: ["PluginEnvironmentDestroyLeaseParams",
@@ -301,8 +319,19 @@ const watch = (method, hook) => async (params) => {
   seenBySdk.push([method, params]);
   return hook(params);
 };
+let context;
+async function executeAloud(params) {
+  const channel = `env-exec-output:${params.runId}`;
+  context.streams.open(channel, params.companyId);
+  context.streams.emit(channel, { stream: "stdout", text: "a b\n" });
+  context.streams.close(channel);
+  context.execution.log("stdout", "a b\n");
+  return driver.onExecute(params);
+}
 const sdk = startSdkWorker(definePlugin({
-  async setup() {},
+  async setup(given) {
+    context = given;
+  },
   onEnvironmentValidateConfig:
     watch("environmentValidateConfig", driver.onValidateConfig),
   onEnvironmentProbe: watch("environmentProbe", driver.onProbe),
@@ -316,7 +345,7 @@ const sdk = startSdkWorker(definePlugin({
     watch("environmentDestroyLease", driver.onDestroyLease),
   onEnvironmentRealizeWorkspace:
     watch("environmentRealizeWorkspace", driver.onRealizeWorkspace),
-  onEnvironmentExecute: watch("environmentExecute", driver.onExecute),
+  onEnvironmentExecute: watch("environmentExecute", executeAloud),
 }));
 const plain = await startDouble("plain");
 const lookup = await startDouble("lookup");
@@ -375,6 +404,34 @@ async function checkLifecycle() {
     const [, params] = seenBySdk.at(-1);
     same(params, ours[0], `${method}: the plugin sees our parameters whole`);
   }
+  const { protocol_violations: violations, live } = await plain.counters();
+  same([violations, live], [0, 0], "the double saw no violation, nothing is left");
+}
+
+async function checkOutput() {
+  // What the SDK sends of a command's output is what the double sends.
+  const { providerLeaseId } = await plain.call("environmentAcquireLease",
+    parameters(null).environmentAcquireLease);
+  const params = parameters(providerLeaseId).environmentExecute;
+  const fromSdk = Object.fromEntries(
+    sdk.notifications.map((message) => [message.method, message]));
+  for (const [notify, method] of [["channel", "streams.emit"],
+    ["log", "execute.log"]]) {
+    const request = createRequest("environmentExecute", {
+      ...params,
+      env: { DOUBLE: JSON.stringify({ format: "lines", notify }) },
+    });
+    const messages = await plain.stream(request);
+    same(messages.slice(0, -1), [fromSdk[method]],
+      `${method}: the double's notification is the SDK's`);
+    const answer = messages.at(-1);
+    ok(isJsonRpcSuccessResponse(answer) && answer.id === request.id,
+      "then the answer comes", answer);
+    same(misfits(answer.result, "PluginEnvironmentExecuteResult", ["streamed"]),
+      [], "which is a PluginEnvironmentExecuteResult of the SDK, but for streamed");
+  }
+  await plain.call("environmentReleaseLease",
+    parameters(providerLeaseId).environmentReleaseLease);
   const { protocol_violations: violations, live } = await plain.counters();
   same([violations, live], [0, 0], "the double saw no violation, nothing is left");
 }
@@ -483,6 +540,7 @@ console.log("TAP version 13");
 try {
   await checkInitialize();
   await checkLifecycle();
+  await checkOutput();
   await checkIdempotentEnds();
   await checkErrors();
   await checkHarness();

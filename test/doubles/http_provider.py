@@ -64,6 +64,7 @@ async def serve(options: argparse.Namespace) -> None:
     listener.close()
     for connection in list(server.connections):
         connection.transport.abort()
+    server.provider.close()
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -7,6 +7,7 @@ socket, with nothing but the standard library.
 
 from __future__ import annotations
 
+import base64
 import copy
 import email.utils
 import http.client
@@ -203,7 +204,7 @@ PARAMS: dict[str, Json] = {
     "environmentListLeases": BASE | {
         "cursor": None, "leasehold": {"installationId": INSTALLATION}},
     "environmentCancelExecute": BASE | {
-        "providerLeaseId": "sbx-999-none",
+        "lease": HELD,
         "leasehold": LABEL | {"commandId": "command-1"}},
 }
 FULL_NAMES = {
@@ -241,6 +242,28 @@ def faulty(fault: Any, method: str = "acquire", **changes: Any) -> Json:
     return sent
 
 
+class Exchange:
+    """A request whose answer is not waited for yet."""
+
+    def __init__(self, double: Double, sent: Json) -> None:
+        self.connection = http.client.HTTPConnection("127.0.0.1", double.port,
+                                                     timeout=20)
+        self.connection.request("POST", "/rpc", json.dumps(sent).encode(),
+                                headers_for(sent, {}))
+
+    def __enter__(self) -> Exchange:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.connection.close()
+
+    def response(self) -> http.client.HTTPResponse:
+        return self.connection.getresponse()
+
+    def result(self) -> Any:
+        return json.loads(self.response().read())["result"]
+
+
 class WithDouble(unittest.TestCase):
     arguments: tuple[str, ...] = ()
     double: Double
@@ -264,6 +287,13 @@ class WithDouble(unittest.TestCase):
         return self.acquire(
             leasehold__leaseId=lease, leasehold__generation=generation,
             leasehold__idempotencyKey=f"{lease}/{generation}")
+
+    def eventually(self, counter: str, value: int) -> None:
+        give_up = time.monotonic() + 20
+        while self.double.counters()[counter] != value:
+            self.assertLess(time.monotonic(), give_up,
+                            f"{counter} is not {value}")
+            time.sleep(0.01)
 
     def live(self) -> int:
         return int(self.double.counters()["live"])
@@ -448,26 +478,58 @@ class Lifecycle(WithDouble):
     def test_execute(self) -> None:
         lease = {"providerLeaseId": self.acquire()}
 
-        def run(command: str, **changes: Any) -> Any:
+        def run(script: str, **changes: Any) -> Any:
             return self.double.result(
-                "execute", lease=lease, command=command,
-                **{"args": []} | changes)
+                "execute", lease=lease, command="sh", args=["-c", script],
+                **changes)
 
-        self.assertEqual(run("echo", args=["a", "b c"]), {
-            "exitCode": 0, "signal": None, "timedOut": False,
-            "stdout": "a b c\n", "stderr": ""})
+        self.assertEqual(self.double.result(
+            "execute", lease=lease, command="echo", args=["a", "b c"]), {
+                "exitCode": 0, "signal": None, "timedOut": False,
+                "stdout": "a b c\n", "stderr": ""})
         self.assertEqual(run("exit 7")["exitCode"], 7)
-        self.assertEqual(run("false")["exitCode"], 1)
+        self.assertEqual(run("kill -9 $$")["signal"], "SIGKILL")
         self.assertEqual(run("cat", stdin="in")["stdout"], "in")
         self.assertEqual(run("pwd", cwd="/tmp")["stdout"], "/tmp\n")
-        self.assertEqual(run("complain x")["stderr"], "x\n")
-        self.assertEqual(run("printenv A", env={"A": "1"})["stdout"], "1\n")
-        self.assertEqual(run("printenv PATH")["exitCode"], 1)
-        self.assertEqual(run("no-such-thing")["exitCode"], 127)
-        self.assertEqual(run("sleep 0.01")["exitCode"], 0)
-        late = run("sleep 5", timeoutMs=20)
-        self.assertEqual((late["exitCode"], late["timedOut"]), (None, True))
+        self.assertEqual(run("echo x >&2")["stderr"], "x\n")
+        self.assertEqual(run("echo $A", env={"A": "1"})["stdout"], "1\n")
+        self.assertEqual(run("env", env={"DOUBLE": "{}"})["stdout"].split(
+            "\n")[0].split("=")[0], "PATH")
+        self.assertEqual(self.double.result(
+            "execute", lease=lease, command="no-such-thing")["exitCode"], 127)
+        late = run("echo first; sleep 60", timeoutMs=200)
+        self.assertEqual((late["exitCode"], late["timedOut"],
+                          late["stdout"]), (None, True, "first\n"))
         self.assertEqual(self.violations(), 0)
+
+    def test_a_sandbox_has_a_directory(self) -> None:
+        lease = {"providerLeaseId": self.acquire()}
+        where = self.double.result(
+            "execute", lease=lease, command="sh",
+            args=["-c", "mkdir below; pwd; echo kept >file"])["stdout"].strip()
+        self.assertEqual(self.double.result(
+            "execute", lease=lease, command="cat", args=["../file"],
+            cwd="/workspace/below")["stdout"], "kept\n")
+        self.double.result("release", **lease)
+        self.assertFalse(os.path.exists(where))
+
+    def test_commands_end_with_their_sandbox(self) -> None:
+        held = self.acquire()
+        with Exchange(self.double, message(
+                "execute", lease={"providerLeaseId": held}, command="sleep",
+                args=["60"])) as exchange:
+            self.eventually("running", 1)
+            self.double.result("release", providerLeaseId=held)
+            self.assertEqual(exchange.result()["signal"], "SIGKILL")
+
+    def test_executions_are_counted(self) -> None:
+        lease = {"providerLeaseId": self.acquire()}
+        for key, most in (("a", 1), ("b", 1), ("a", 2)):
+            self.double.result("execute", lease=lease,
+                               leasehold__idempotencyKey=key)
+            self.assertEqual(
+                self.double.counters()["executions_per_key_max"], most)
+        self.assertEqual(self.double.counters()["executions"], 3)
 
     def test_execute_without_a_running_sandbox(self) -> None:
         gone = self.double.result("execute")
@@ -482,23 +544,195 @@ class Lifecycle(WithDouble):
         self.assertIn("parked", parked["stderr"])
 
     def test_cancel_ends_a_running_command(self) -> None:
-        held = self.acquire()
-        self.assertEqual(self.double.result(
-            "cancel", providerLeaseId=held), {})
-        sent = message("execute", lease={"providerLeaseId": held},
-                       command="sleep 10")
-        connection = http.client.HTTPConnection("127.0.0.1",
-                                                self.double.port, timeout=5)
-        connection.request("POST", "/rpc", json.dumps(sent).encode(),
-                           headers_for(sent, {}))
-        while self.double.counters()["in_flight"] == 0:
-            time.sleep(0.01)
-        self.assertEqual(self.double.result(
-            "cancel", providerLeaseId=held), {})
-        result = json.loads(connection.getresponse().read())["result"]
-        connection.close()
-        self.assertEqual((result["exitCode"], result["signal"]),
-                         (None, "SIGTERM"))
+        lease = {"providerLeaseId": self.acquire()}
+        self.assertEqual(self.double.result("cancel", lease=lease), {})
+        for script, number in (("sleep 60", "SIGTERM"),
+                               ("trap '' TERM; sleep 60", "SIGKILL")):
+            with Exchange(self.double, message(
+                    "execute", lease=lease, command="sh",
+                    args=["-c", "echo >ready; " + script])) as exchange:
+                self.eventually("running", 1)
+                while "ready" not in self.double.result(
+                        "execute", lease=lease, command="ls", args=[],
+                        leasehold__commandId="another")["stdout"]:
+                    time.sleep(0.01)
+                self.assertEqual(self.double.result("cancel", lease=lease), {})
+                result = exchange.result()
+            self.assertEqual((result["exitCode"], result["signal"]),
+                             (None, number))
+            self.eventually("running", 0)
+
+    def test_a_cancel_may_be_pretended(self) -> None:
+        lease = {"providerLeaseId": self.acquire()}
+        with Exchange(self.double, message(
+                "execute", lease=lease, command="sleep", args=["1"])) as exchange:
+            self.eventually("running", 1)
+            self.assertIsNone(self.double.rpc(
+                faulty("pretend", "cancel", lease=lease))["result"])
+            self.assertEqual(exchange.result()["exitCode"], 0)
+
+
+class Streams(WithDouble):
+    """Answers to execute that begin while the command runs."""
+
+    def stream(self, script: str, order: Json, **changes: Any,
+               ) -> tuple[http.client.HTTPResponse, list[Any]]:
+        """The messages of a stream; what is no JSON comes as bytes."""
+        sent = message("execute", lease={"providerLeaseId": self.acquire()},
+                       command="sh", args=["-c", script],
+                       env={"DOUBLE": json.dumps(order)}, **changes)
+        with Exchange(self.double, sent) as exchange:
+            response = exchange.response()
+            try:
+                body = response.read()
+            except http.client.IncompleteRead as cut:
+                body = cut.partial
+        frames = body.split(b"\n")
+        if order["format"] == "events":
+            frames = [b"\n".join(
+                line.removeprefix(b"data: ") for line in event.split(b"\r\n")
+                if line.startswith(b"data: "))
+                for event in body.split(b"\r\n\r\n")]
+        return response, [self.read(frame) for frame in frames if frame]
+
+    @staticmethod
+    def read(frame: bytes) -> Any:
+        try:
+            return json.loads(frame)
+        except ValueError:
+            return frame
+
+    @staticmethod
+    def text(messages: list[Any], stream: str = "stdout") -> str:
+        found = ""
+        for one in messages:
+            event = one.get("params", {}).get("event", {})
+            if event.get("stream") == stream:
+                found += event.get("text") or base64.b64decode(
+                    event["dataBase64"]).decode()
+        return found
+
+    def test_formats(self) -> None:
+        for form, kind in (("lines", "application/x-ndjson"),
+                           ("events", "text/event-stream")):
+            for more in ({}, {"chunk": 2}, {"split": 3},
+                         {"encoding": "base64"}, {"notify": "command"}):
+                with self.subTest(format=form, more=more):
+                    response, messages = self.stream(
+                        "echo out; echo err >&2; exit 4",
+                        {"format": form, **more})
+                    self.assertEqual(response.headers.get_content_type(), kind)
+                    *before, last = messages
+                    self.assertEqual(self.text(before), "out\n")
+                    self.assertEqual(self.text(before, "stderr"), "err\n")
+                    self.assertEqual(
+                        {name: last["result"][name] for name in (
+                            "exitCode", "stdout", "streamed")},
+                        {"exitCode": 4, "stdout": "", "streamed": True})
+
+    def test_notifications(self) -> None:
+        for notify, run, channel in (
+                ("channel", "run-1", "run-1"), ("channel", None, "command-1"),
+                ("command", "run-1", "command-1")):
+            _, messages = self.stream(
+                "echo a", {"format": "lines", "notify": notify}, runId=run)
+            self.assertEqual(messages[0], {
+                "jsonrpc": "2.0", "method": "streams.emit", "params": {
+                    "channel": f"env-exec-output:{channel}",
+                    "companyId": COMPANY,
+                    "event": {"stream": "stdout", "text": "a\n"}}})
+        _, messages = self.stream("echo a",
+                                  {"format": "lines", "notify": "log"})
+        self.assertEqual(messages[0], {
+            "jsonrpc": "2.0", "method": "execute.log",
+            "params": {"stream": "stdout", "chunk": "a\n"}})
+
+    def test_what_the_answer_holds(self) -> None:
+        _, messages = self.stream("printf abcdef", {
+            "format": "lines", "chunk": 2, "live": 2, "streamed": False})
+        self.assertEqual(self.text(messages[:-1]), "abcd")
+        self.assertEqual(messages[-1]["result"]["stdout"], "abcdef")
+        self.assertNotIn("streamed", messages[-1]["result"])
+
+    def test_output_comes_while_the_command_runs(self) -> None:
+        sent = message("execute", lease={"providerLeaseId": self.acquire()},
+                       command="sh", args=["-c", "echo first; sleep 60"],
+                       config={"output": {"format": "lines"}})
+        with Exchange(self.double, sent) as exchange:
+            self.assertIn(b"first", exchange.response().readline())
+            self.assertEqual(self.double.counters()["running"], 1)
+        # whoever hangs up does not end it
+        self.eventually("in_flight", 0)
+        self.assertEqual(self.double.counters()["running"], 1)
+        self.double.admin("POST", "reset")
+        self.eventually("running", 0)
+
+    def test_faults(self) -> None:
+        for form in ("lines", "events"):
+            def messages(fault: str, form: str = form) -> list[Any]:
+                order = {"format": form, "fault": fault}
+                return self.stream("echo mine", order)[1]
+
+            with self.subTest(format=form):
+                self.assertEqual(len(messages("cut_stream")), 1)
+                self.assertEqual(len(messages("lose_answer")), 1)
+                self.assertEqual(len(messages("no_answer")), 1)
+                self.assertIsInstance(messages("cut_mid")[-1], bytes)
+                self.assertIsInstance(messages("garbage_line")[0], bytes)
+                late = messages("after_answer")
+                self.assertIn("result", late[1])
+                self.assertEqual(self.text(late[2:3]), "too late\n")
+                foreign = messages("foreign_chunk")
+                self.assertEqual(
+                    [one["params"]["companyId"] for one in foreign[:2]],
+                    ["00000000-0000-4000-8000-00000000dead", None])
+                self.assertEqual(len(messages("malformed_chunk")), 13)
+                huge = messages("huge_line:1")
+                self.assertEqual(len(self.text(huge[:1])), 1024 * 1024)
+                self.assertIn("error", messages("act_rpc_error:-32002")[-1])
+                self.assertEqual(messages("malformed:null")[-1]["result"], None)
+        self.assertEqual(self.violations(), 0)
+
+    def test_a_stream_may_hang(self) -> None:
+        sent = message("execute", lease={"providerLeaseId": self.acquire()},
+                       command="echo", args=["a"], config={"output": {
+                           "format": "lines", "fault": "hang_stream"}})
+        with Exchange(self.double, sent) as exchange:
+            response = exchange.response()
+            self.assertIn(b"streams.emit", response.readline())
+            self.eventually("running", 0)
+            assert exchange.connection.sock is not None
+            exchange.connection.sock.settimeout(0.3)
+            self.assertRaises(TimeoutError, response.readline)
+
+    def test_a_list_of_faults_is_for_the_tries_of_one_command(self) -> None:
+        lease = {"providerLeaseId": self.acquire()}
+        order = {"DOUBLE": json.dumps({"fault": ["status:429", None]})}
+        for command in ("first", "second"):
+            sent = message("execute", lease=lease, env=order,
+                           leasehold__commandId=command)
+            self.assertEqual([self.double.post(sent)[0].status
+                              for _ in range(3)], [429, 200, 200])
+
+    def test_orders_are_checked(self) -> None:
+        lease = {"providerLeaseId": self.acquire()}
+        for order in ({"format": "xml"}, {"chunk": 0}, {"surprise": 1}):
+            self.assertEqual(self.double.error(message(
+                "execute", lease=lease, config={"output": order})), -32602)
+        self.assertEqual(self.double.error(message(
+            "execute", lease=lease,
+            config={"output": {"fault": "no-such"}})), -32602)
+
+    def test_accept(self) -> None:
+        everything = "application/json, application/x-ndjson, text/event-stream"
+        for method, accept, fine in (
+                ("probe", "application/json", True),
+                ("probe", everything, False), ("probe", "text/html", False),
+                ("execute", everything, True),
+                ("execute", "application/json", False)):
+            body = self.double.post(message(method), Accept=accept)[1]
+            self.assertEqual("error" not in json.loads(body), fine,
+                             (method, accept))
 
 
 class Validation(WithDouble):
@@ -579,7 +813,7 @@ class Validation(WithDouble):
                         "bypassSession": [1],
                         "leasehold__commandId": ["", None]},
             "find": {"leasehold__commandId": ["x"]},
-            "cancel": {"providerLeaseId": [None]},
+            "cancel": {"lease": [None, {}], "leasehold__commandId": [DROP]},
         }
         for method, more in only.items():
             for path, values in (wrong | more).items():
@@ -1014,7 +1248,8 @@ class Faults(WithDouble):
                  "wrong_id no_id both malformed huge:1 deep dup_keys "
                  "duplicate_id empty_id nul bad_utf8 echo_secret echo_token "
                  "chunked expired early_expiry:1 act_status:500 act_html act_garbage "
-                 "act_redirect act_duplicate_id").split()
+                 "act_redirect act_duplicate_id pretend act_pretend no_answer "
+                 "cut_stream after_answer foreign_chunk").split()
         self.acquire_for("bystander")
         for method in PARAMS:
             for kind in kinds:

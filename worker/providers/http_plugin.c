@@ -16,36 +16,34 @@
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
-#include "http_client.h"
+#include "command.h"
 #include "http_date.h"
-#include "json_rpc.h"
+#include "http_plugin.h"
+#include "plugin_command.h"
 #include "plugins.h"
 #include "provider.h"
 #include "worker.h"
 
 #define MICROSECONDS_TO_2000	(((int64) (POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE)) * USECS_PER_DAY)
 
-typedef struct PluginCall
-{
-	HttpExchange *exchange;		/* NULL once it has ended */
-	char		request_id[64];
-	PolicyNetwork *allowed;
-	MemoryContextCallback cleanup;
-} PluginCall;
-
-static void plugin_start(Call *call);
-static bool plugin_withdraw(Call *call);
+static char *request_body(const PluginCall *state);
+static void send_request(PluginCall *state, const Plugin *plugin, const char *token);
 static void plugin_abandon(Call *call);
 static void abandon(void *arg);
 static void plugin_answered(void *arg, const HttpResponse *response);
+static HttpNext plugin_said(void *arg, char *message, size_t length, const char *token);
+static void finished(PluginCall *state);
 static void judge_silence(Call *call, const HttpResponse *response);
 static void judge_status(Call *call, const HttpResponse *response);
+static void judge_answer(Call *call, const RpcAnswer *answer);
 static void judge_error(Call *call, const RpcAnswer *answer);
+static const char *refusal_code(const Call *call);
 static void judge_result(Call *call, const RpcAnswer *answer);
 static void take_lease(Call *call, const json_t *result);
 static void take_page(Call *call, const json_t *result);
 static void take_methods(Call *call, const json_t *result);
 static bool is_removal(const Call *call);
+static bool is_persistent(const Call *call);
 
 const Provider http_plugin_provider = {
 	.name = "plugin",
@@ -56,11 +54,13 @@ const Provider http_plugin_provider = {
 	.destroy = plugin_start,
 	.find = plugin_start,
 	.list = plugin_start,
+	.execute = plugin_start,
+	.cancel = plugin_command_cancel,
 	.withdraw = plugin_withdraw,
 	.abandon = plugin_abandon,
 };
 
-static void
+void
 plugin_start(Call *call)
 {
 	MemoryContext old = MemoryContextSwitchTo(call->context);
@@ -70,49 +70,14 @@ plugin_start(Call *call)
 	const char *problem = NULL;
 	char		token[PLUGIN_TOKEN_SIZE];
 
+	state->call = call;
 	call->transport = state;
 	if (plugin == NULL)
 		call_set_outcome(call, OUTCOME_RETRY, "plugin_not_found", "plugin \"%s\" is not registered", call->plugin);
 	else if (!plugin_read_token(plugin, token, &code, &problem))
 		call_set_outcome(call, OUTCOME_RETRY, code, "%s (\"%s\")", problem, plugin->token_file);
 	else
-	{
-		static uint64 counter = 0;
-		StringInfoData body;
-		HttpRequest request;
-
-		snprintf(state->request_id, sizeof(state->request_id), INT64_FORMAT "-" UINT64_FORMAT,
-				 worker.epoch, ++counter);
-		initStringInfo(&body);
-		appendStringInfo(&body, "{\"jsonrpc\":\"2.0\",\"id\":\"%s\",\"method\":\"%s\",\"params\":%s}",
-						 state->request_id, call->method_name, call->params);
-		state->allowed = palloc(Max(plugin->allowed_count, 1) * sizeof(PolicyNetwork));
-		memcpy(state->allowed, plugin->allowed, plugin->allowed_count * sizeof(PolicyNetwork));
-
-		memset(&request, 0, sizeof(request));
-		request.url = plugin->url;
-		request.token = token[0] != '\0' ? token : NULL;
-		request.request_id = state->request_id;
-		request.idempotency_key = call->idempotency_key;
-		request.body = body.data;
-		request.length = body.len;
-		request.timeout_ms = call->timeout_ms;
-		/* nobody can be asked later: do not risk an ambiguous end */
-		request.fresh_connection = call->method == METHOD_ACQUIRE && !plugin->looks_up;
-		request.allowed = state->allowed;
-		request.allowed_count = plugin->allowed_count;
-		request.done = plugin_answered;
-		request.arg = call;
-		state->exchange = http_post(&request, &problem);
-		if (state->exchange == NULL)
-			call_set_outcome(call, OUTCOME_RETRY, "request_not_started", "%s", problem);
-		else
-		{
-			state->cleanup.func = abandon;
-			state->cleanup.arg = state;
-			MemoryContextRegisterResetCallback(call->context, &state->cleanup);
-		}
-	}
+		send_request(state, plugin, token[0] != '\0' ? token : NULL);
 	explicit_bzero(token, sizeof(token));
 	MemoryContextSwitchTo(old);
 	if (call->outcome != OUTCOME_NONE)
@@ -122,7 +87,59 @@ plugin_start(Call *call)
 	}
 }
 
-static bool
+static void
+send_request(PluginCall *state, const Plugin *plugin, const char *token)
+{
+	static uint64 counter = 0;
+	Call	   *call = state->call;
+	const char *problem;
+	HttpRequest request;
+
+	snprintf(state->request_id, sizeof(state->request_id), INT64_FORMAT "-" UINT64_FORMAT,
+			 worker.epoch, ++counter);
+	state->allowed = palloc(Max(plugin->allowed_count, 1) * sizeof(PolicyNetwork));
+	memcpy(state->allowed, plugin->allowed, plugin->allowed_count * sizeof(PolicyNetwork));
+
+	memset(&request, 0, sizeof(request));
+	request.url = plugin->url;
+	request.token = token;
+	request.request_id = state->request_id;
+	request.idempotency_key = call->idempotency_key;
+	request.body = request_body(state);
+	request.length = strlen(request.body);
+	request.timeout_ms = call->timeout_ms;
+	/* nobody can be asked later: do not risk an ambiguous end */
+	request.fresh_connection = call->method == METHOD_EXECUTE ||
+		(call->method == METHOD_ACQUIRE && !plugin->looks_up);
+	request.allowed = state->allowed;
+	request.allowed_count = plugin->allowed_count;
+	request.done = plugin_answered;
+	if (call->method == METHOD_EXECUTE)
+	{
+		plugin_command_prepare(state);
+		request.message = plugin_said;
+	}
+	request.arg = call;
+	state->cleanup.func = abandon;
+	state->cleanup.arg = state;
+	MemoryContextRegisterResetCallback(call->context, &state->cleanup);
+	state->exchange = http_post(&request, &problem);
+	if (state->exchange == NULL)
+		call_set_outcome(call, OUTCOME_RETRY, "request_not_started", "%s", problem);
+}
+
+static char *
+request_body(const PluginCall *state)
+{
+	StringInfoData body;
+
+	initStringInfo(&body);
+	appendStringInfo(&body, "{\"jsonrpc\":\"2.0\",\"id\":\"%s\",\"method\":\"%s\",\"params\":%s}",
+					 state->request_id, state->call->method_name, state->call->params);
+	return body.data;
+}
+
+bool
 plugin_withdraw(Call *call)
 {
 	PluginCall *state = call->transport;
@@ -140,12 +157,22 @@ plugin_abandon(Call *call)
 		abandon(call->transport);
 }
 
-/* The call's memory goes while it is out. */
+void
+plugin_give_up(Call *call, CallOutcome outcome, const char *code, const char *message)
+{
+	plugin_abandon(call);
+	call_set_outcome(call, outcome, code, "%s", message);
+	worker_call_finished(call);
+}
+
+/* Also if the call's memory goes while it is out. */
 static void
 abandon(void *arg)
 {
 	PluginCall *state = arg;
 
+	if (state->command != NULL)
+		plugin_command_forget(state);
 	if (state->exchange != NULL)
 		http_abandon(state->exchange);
 	state->exchange = NULL;
@@ -158,29 +185,73 @@ plugin_answered(void *arg, const HttpResponse *response)
 	PluginCall *state = call->transport;
 	MemoryContext old = MemoryContextSwitchTo(call->context);
 
-	state->exchange = NULL;		/* its owner ends it after this */
 	if (!response->answered)
 		judge_silence(call, response);
 	else if (response->status != 200)
 		judge_status(call, response);
+	else if (response->in_messages)
+		plugin_answered_badly(call, "the stream has ended without an answer");
 	else
 	{
 		RpcAnswer	answer;
 
-		rpc_parse_answer(response->body, response->length, state->request_id, response->token, &answer);
-		if (answer.kind == RPC_RESULT)
-			judge_result(call, &answer);
-		else if (answer.kind == RPC_ERROR)
-			judge_error(call, &answer);
+		if (call->method == METHOD_EXECUTE)
+			rpc_parse_message(response->body, response->length, state->request_id, response->token, &answer);
 		else
-		{
-			call->provider_failed = true;
-			call_set_outcome(call, OUTCOME_UNKNOWN, "malformed_answer", "%s", answer.text);
-		}
+			rpc_parse_answer(response->body, response->length, state->request_id, response->token, &answer);
+		judge_answer(call, &answer);
 		rpc_free_answer(&answer);
 	}
 	MemoryContextSwitchTo(old);
-	worker_call_finished(call);
+	finished(state);
+}
+
+/* A message of a stream: what a command writes, or the answer. */
+static HttpNext
+plugin_said(void *arg, char *message, size_t length, const char *token)
+{
+	Call	   *call = arg;
+	PluginCall *state = call->transport;
+	MemoryContext old = MemoryContextSwitchTo(call->context);
+	HttpNext	next = HTTP_GO_ON;
+	RpcAnswer	answer;
+
+	rpc_parse_message(message, length, state->request_id, token, &answer);
+	if (answer.kind == RPC_NOTIFICATION)
+	{
+		if (!plugin_command_notified(state, &answer))
+			next = HTTP_PAUSE;
+	}
+	else if (answer.kind != RPC_NOISE)
+	{
+		judge_answer(call, &answer);
+		next = HTTP_ENOUGH;
+	}
+	rpc_free_answer(&answer);
+	MemoryContextSwitchTo(old);
+	if (next == HTTP_ENOUGH)
+		finished(state);
+	return next;
+}
+
+/* The owner of the exchange ends it after this. */
+static void
+finished(PluginCall *state)
+{
+	state->exchange = NULL;
+	abandon(state);
+	if (state->call->method == METHOD_CANCEL)
+		plugin_command_cancelled(state->call);
+	worker_call_finished(state->call);
+}
+
+void
+plugin_answered_badly(Call *call, const char *text)
+{
+	call->provider_failed = true;
+	if (call->command != NULL)
+		call->command->begun = true;
+	call_set_outcome(call, OUTCOME_UNKNOWN, "malformed_answer", "%s", text);
 }
 
 /* No complete response came. */
@@ -190,6 +261,14 @@ judge_silence(Call *call, const HttpResponse *response)
 	call->provider_failed = true;
 	/* what is not sent does not depend on whose it is */
 	call->transport_failed = response->progress == HTTP_NOT_SENT;
+	if (response->too_large && response->status == 200)
+	{
+		plugin_answered_badly(call, response->problem);
+		return;
+	}
+	/* what it may take of time is less than what it is waited for */
+	if (call->command != NULL && response->timed_out && response->progress == HTTP_MAYBE_SENT)
+		call->command->timed_out = true;
 	call_set_outcome(call, response->progress == HTTP_NOT_SENT ? OUTCOME_RETRY : OUTCOME_UNKNOWN,
 					 response->timed_out ? "provider_timeout" : "provider_unreachable",
 					 "%s during %s", response->problem, response->phase);
@@ -225,7 +304,7 @@ judge_status(Call *call, const HttpResponse *response)
 	}
 	else if (status >= 300 && status < 500)
 	{
-		outcome = is_removal(call) || call->method == METHOD_INITIALIZE ? OUTCOME_RETRY : OUTCOME_FAILED;
+		outcome = is_persistent(call) || call->method == METHOD_INITIALIZE ? OUTCOME_RETRY : OUTCOME_FAILED;
 		code = "provider_refused";
 	}
 	else
@@ -237,10 +316,22 @@ judge_status(Call *call, const HttpResponse *response)
 	call_set_outcome(call, outcome, code, "the provider answered with HTTP status %ld", status);
 }
 
+static void
+judge_answer(Call *call, const RpcAnswer *answer)
+{
+	if (answer->kind == RPC_RESULT)
+		judge_result(call, answer);
+	else if (answer->kind == RPC_ERROR)
+		judge_error(call, answer);
+	else
+		plugin_answered_badly(call, answer->kind == RPC_NOTIFICATION ? "the answer is a notification" : answer->text);
+}
+
 /*
  * A JSON-RPC error.  The contract obliges a plugin whose acquire throws to
  * remove what it made, so that is "not done"; codes that say that the answer
- * was lost on the way are not.
+ * was lost on the way are not.  A plugin that throws while a command runs says
+ * nothing about the command.
  */
 static void
 judge_error(Call *call, const RpcAnswer *answer)
@@ -263,14 +354,29 @@ judge_error(Call *call, const RpcAnswer *answer)
 			outcome = OUTCOME_FAILED;
 			code = "method_not_implemented";
 			break;
+		case RPC_PARSE_ERROR:
+		case RPC_INVALID_REQUEST:
+		case RPC_INVALID_PARAMS:
+		case RPC_CAPABILITY_DENIED:
+		case RPC_SCOPE_DENIED:
+			outcome = is_persistent(call) ? OUTCOME_RETRY : OUTCOME_FAILED;
+			code = refusal_code(call);
+			break;
 		default:
-			outcome = is_removal(call) ? OUTCOME_RETRY : OUTCOME_FAILED;
-			code = call->method == METHOD_ACQUIRE ? "lease_acquire_failed" :
-				is_removal(call) ? "lease_cleanup_failed" : "provider_refused";
+			outcome = is_persistent(call) ? OUTCOME_RETRY :
+				call->method == METHOD_EXECUTE ? OUTCOME_UNKNOWN : OUTCOME_FAILED;
+			code = call->method == METHOD_EXECUTE ? "provider_error" : refusal_code(call);
 			break;
 	}
 	call_set_outcome(call, outcome, code, "the provider answered with error %d: %s",
 					 answer->error_code, answer->text);
+}
+
+static const char *
+refusal_code(const Call *call)
+{
+	return call->method == METHOD_ACQUIRE ? "lease_acquire_failed" :
+		is_removal(call) ? "lease_cleanup_failed" : "provider_refused";
 }
 
 static void
@@ -291,6 +397,8 @@ judge_result(Call *call, const RpcAnswer *answer)
 			take_methods(call, answer->result);
 			break;
 		case METHOD_EXECUTE:
+			plugin_command_ended(call->transport, answer->result);
+			break;
 		case METHOD_CANCEL:
 		case METHOD_RELEASE:
 		case METHOD_DESTROY:
@@ -307,8 +415,7 @@ take_lease(Call *call, const json_t *result)
 
 	if (!rpc_read_lease(result, &lease, text))
 	{
-		call->provider_failed = true;
-		call_set_outcome(call, OUTCOME_UNKNOWN, "malformed_answer", "%s", text);
+		plugin_answered_badly(call, text);
 		return;
 	}
 	if (lease.provider_lease_id != NULL)
@@ -331,8 +438,7 @@ take_page(Call *call, const json_t *result)
 
 	if (!rpc_read_list(result, &listed, &cursor, text))
 	{
-		call->provider_failed = true;
-		call_set_outcome(call, OUTCOME_UNKNOWN, "malformed_answer", "%s", text);
+		plugin_answered_badly(call, text);
 		return;
 	}
 	call->listed = pstrdup(listed);
@@ -363,9 +469,15 @@ take_methods(Call *call, const json_t *result)
 	}
 }
 
-/* Calls that must be tried again for as long as that makes sense. */
 static bool
 is_removal(const Call *call)
 {
 	return call->method == METHOD_RELEASE || call->method == METHOD_DESTROY;
+}
+
+/* Calls that must be tried again for as long as that makes sense. */
+static bool
+is_persistent(const Call *call)
+{
+	return is_removal(call) || call->method == METHOD_CANCEL;
 }

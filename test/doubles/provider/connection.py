@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterable, AsyncIterator, Iterable
 
 from .replies import refusal
 from .server import Server
@@ -10,6 +11,16 @@ from .wire import HttpProblem, Reply, Request
 
 MAX_HEAD = 64 * 1024
 MAX_BODY = 64 * 1024 * 1024
+
+
+async def in_time(pieces: Iterable[bytes] | AsyncIterable[bytes],
+                  ) -> AsyncIterator[bytes]:
+    if isinstance(pieces, AsyncIterable):
+        async for piece in pieces:
+            yield piece
+    else:
+        for piece in pieces:
+            yield piece
 
 
 class Connection(asyncio.Protocol):
@@ -145,7 +156,7 @@ class Connection(asyncio.Protocol):
 
     async def send_slowly(self, reply: Reply) -> None:
         await asyncio.sleep(reply.before)
-        for piece in reply.pieces:
+        async for piece in in_time(reply.pieces):
             await self.writable.wait()
             if self.closing:
                 return

@@ -28,13 +28,17 @@ FAULT_FORMS = {
     "malformed": r"(:(array|null|string|number))?",
     "huge": r"(:\d+)?",
     "early_expiry": r":-?\d+",
+    "pretend": "",
+    "cut_stream": "", "hang_stream": "", "no_answer": "", "after_answer": "",
+    "garbage_line": "", "foreign_chunk": "", "malformed_chunk": "",
+    "huge_line": r"(:\d+)?",
 }
 
 # These answer without doing what was asked, unless written with "act_" in
 # front: act_status:504 is the gateway that gave up on a call that succeeded.
 INSTEAD_OF_ACTING = frozenset((
     "cut", "status", "garbage", "html", "redirect", "rpc_error",
-    "echo_token", "duplicate_id"))
+    "echo_token", "duplicate_id", "pretend"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +117,11 @@ class FaultPlan:
                     return fault
         config = call.config
         try:
+            if "fault" in call.order:
+                fault = self._turn(call.label["commandId"], "command",
+                                   call.order["fault"])
+                if fault is not None:
+                    return fault
             if "fault" in config:
                 fault = self._asked(call, config["fault"])
                 if fault is not None:
@@ -130,11 +139,13 @@ class FaultPlan:
             if name != "any" and name not in SHORT_NAMES:
                 raise ValueError(f"no such method: {name}")
         name = call.short if call.short in orders else "any"
-        order = orders.get(name)
+        return self._turn(call.scope, name, orders.get(name))
+
+    def _turn(self, scope: str, name: str, order: Any) -> Fault | None:
         if type(order) is not list:
             return read_fault(order)
-        turn = self.used[call.scope, name]
-        self.used[call.scope, name] += 1
+        turn = self.used[scope, name]
+        self.used[scope, name] += 1
         return read_fault(order[turn]) if turn < len(order) else None
 
     def _by_chance(self, call: Call, chaos: Json) -> Fault | None:

@@ -200,7 +200,7 @@ METHODS = {
         "cursor": optional(NULLABLE_TEXT),
         "leasehold": an_object(LIST_LABEL)}),
     "environmentCancelExecute": Method("cancel", BASE | {
-        "providerLeaseId": TEXT,
+        "lease": LEASE,
         "leasehold": an_object(CANCEL_LABEL)}),
 }
 

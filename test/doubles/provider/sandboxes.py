@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import collections
 import datetime
 import json
-import math
 import os
 import secrets
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from .commands import WORKSPACE, Command, Workspaces, finished
 from .rules import is_integer
 from .wire import INVALID_PARAMS, WORKER_ERROR, Call, Json, RpcProblem
-
-WORKSPACE = "/workspace"
 
 
 def lease_of(members: Json) -> tuple[str, str, str]:
@@ -58,6 +56,7 @@ class Provider:
                  journal: Journal | None) -> None:
         self.idempotent = idempotent
         self.journal = journal
+        self.workspaces = Workspaces()
         self.handlers: dict[str, Callable[[Call], Any]] = {
             "initialize": self.initialize,
             "health": lambda call: {"status": "ok"},
@@ -88,7 +87,7 @@ class Provider:
         self.resources: dict[str, Json] = {}
         self.by_key: dict[str, str] = {}
         self.by_lease: dict[tuple[str, str, str], list[str]] = {}
-        self.running: dict[tuple[str, str], asyncio.Event] = {}
+        self.running: dict[tuple[str, str], Command] = {}
         self.reset_counters()
         self.last_number = 0
 
@@ -100,6 +99,7 @@ class Provider:
         self.stale_generation_calls = 0
         self.duplicate_live_max = 0
         self.acquires: collections.Counter[str] = collections.Counter()
+        self.executions: collections.Counter[str] = collections.Counter()
         self.acquires_max = 0
 
     def reset(self, keep_resources: bool) -> None:
@@ -107,6 +107,7 @@ class Provider:
             self.reset_counters()
             return
         last = self.last_number
+        self.close()
         self._clear()
         self.last_number = last
         self._note({"op": "reset", "last": last})
@@ -121,6 +122,8 @@ class Provider:
             self._add(entry["resource"])
         elif op == "acquire":
             self._count_acquire(entry["key"])
+        elif op == "execute":
+            self.executions[entry["key"]] += 1
         elif op == "change":
             self.resources[entry["providerLeaseId"]].update(entry["set"])
         elif op == "remove":
@@ -187,6 +190,8 @@ class Provider:
     def remove(self, provider_id: str) -> None:
         self._note({"op": "remove", "providerLeaseId": provider_id})
         self._drop(provider_id)
+        self.end_commands(provider_id)
+        self.workspaces.remove(provider_id)
 
     def other_live(self, lease_id: str | None) -> str | None:
         """The newest sandbox that belongs to some other lease."""
@@ -332,7 +337,6 @@ class Provider:
     # -- commands -----------------------------------------------------------
 
     def execute(self, call: Call) -> Any:
-        """A handful of commands with fixed answers; nothing is really run."""
         params = call.params
         provider_id = params["lease"]["providerLeaseId"]
         resource = None
@@ -342,40 +346,40 @@ class Provider:
             return finished(1, stderr=f"no such sandbox: {provider_id}\n")
         if resource["state"] == "parked":
             return finished(1, stderr=f"{provider_id} is parked\n")
-        name, *words = params["command"].split() + params.get("args", [])
-        if name == "sleep":
-            return self._sleep(call, words)
-        return run_command(name, words, params)
+        key = call.label["idempotencyKey"]
+        self._note({"op": "execute", "key": key})
+        self.executions[key] += 1
+        return self._run(Command(params, self.workspaces.of(provider_id),
+                                 call.emit),
+                         (provider_id, call.label.get("commandId", "")))
 
-    async def _sleep(self, call: Call, words: list[str]) -> Json:
+    async def _run(self, command: Command, slot: tuple[str, str]) -> Json:
+        self.running[slot] = command
         try:
-            seconds = float(words[0])
-        except (IndexError, ValueError):
-            return finished(2, stderr="sleep: how many seconds?\n")
-        limit = call.params.get("timeoutMs", math.inf) / 1000
-        slot = (call.params["lease"]["providerLeaseId"],
-                call.label.get("commandId", ""))
-        cancelled = self.running[slot] = asyncio.Event()
-        try:
-            await asyncio.wait_for(cancelled.wait(), min(seconds, limit))
-        except TimeoutError:
-            if seconds <= limit:
-                return finished(0)
-            return finished(None, timed_out=True, stderr=(
-                f"timed out after {call.params['timeoutMs']} ms\n"))
+            return await command.run()
         finally:
-            if self.running.get(slot) is cancelled:
+            if self.running.get(slot) is command:
                 del self.running[slot]
-        return finished(None, signal_name="SIGTERM")
 
     def cancel_execute(self, call: Call) -> Json:
-        self._owned(call, call.params["providerLeaseId"])
-        command = self.running.get(
-            (call.params["providerLeaseId"], call.label["commandId"]))
+        provider_id = call.params["lease"]["providerLeaseId"]
+        if provider_id is not None:
+            self._owned(call, provider_id)
+        command = self.running.get((provider_id, call.label["commandId"]))
         call.record["outcome"] = "cancelled" if command else "nothing"
         if command is not None:
-            command.set()
+            command.cancel()
         return {}
+
+    def end_commands(self, provider_id: str | None = None) -> None:
+        """Those of a sandbox that goes, or all."""
+        for (where, _), command in self.running.items():
+            if provider_id in (None, where):
+                command.signal(signal.SIGKILL)
+
+    def close(self) -> None:
+        self.end_commands()
+        self.workspaces.remove_all()
 
 
 def number_of(provider_id: str) -> int:
@@ -386,27 +390,3 @@ def describe(provider_id: str) -> Json:
     return {"providerLeaseId": provider_id,
             "metadata": {"remoteCwd": WORKSPACE, "sandboxId": provider_id}}
 
-
-def finished(code: int | None, stdout: str = "", stderr: str = "",
-             timed_out: bool = False, signal_name: str | None = None) -> Json:
-    return {"exitCode": code, "signal": signal_name, "timedOut": timed_out,
-            "stdout": stdout, "stderr": stderr}
-
-
-def run_command(name: str, words: list[str], params: Json) -> Json:
-    if name == "echo":
-        return finished(0, " ".join(words) + "\n")
-    if name == "complain":
-        return finished(0, stderr=" ".join(words) + "\n")
-    if name == "exit" and len(words) == 1 and words[0].isdecimal():
-        return finished(int(words[0]) & 255)
-    if name in ("true", "false"):
-        return finished(0 if name == "true" else 1)
-    if name == "cat":
-        return finished(0, params.get("stdin", ""))
-    if name == "pwd":
-        return finished(0, params.get("cwd", WORKSPACE) + "\n")
-    if name == "printenv" and len(words) == 1:
-        value = params.get("env", {}).get(words[0])
-        return finished(1) if value is None else finished(0, value + "\n")
-    return finished(127, stderr=f"{name}: not a command of this double\n")

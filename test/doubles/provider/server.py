@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import functools
 import hmac
 import json
 import os
@@ -18,6 +19,7 @@ from .rules import (
     ENVELOPE, GENERATION, INVOCATION, METHODS, TEXT, UNSUPPORTED_METHODS,
     check, check_members, is_integer, is_object, is_text, parse_json)
 from .sandboxes import Provider, describe
+from .streams import Stream, read_order, wants_stream
 from .wire import (
     INVALID_PARAMS, INVALID_REQUEST, METHOD_NOT_FOUND, METHOD_NOT_IMPLEMENTED,
     WORKER_ERROR, Call, HttpProblem, Json, Reply, Request, RpcProblem)
@@ -170,12 +172,16 @@ class Server:
         record["generation"] = label.get("generation")
         method = METHODS[name]
         check_members(params, method.rules, "params")
+        self.check_accept(request.headers, method.short)
         self.check_echoes(request.headers, request_id, label)
         if method.short == "acquire":
             self.acquire_requests[label["idempotencyKey"]] += 1
-        return Call(request_id, name, method.short, params, label,
+        call = Call(request_id, name, method.short, params, label,
                     params.get("config", {}), record,
                     request.headers["host"])
+        if method.short == "execute":
+            call.order = read_order(params)
+        return call
 
     @staticmethod
     def check_envelope(message: Json) -> None:
@@ -194,6 +200,18 @@ class Server:
                              "of another company than params")
 
     @staticmethod
+    def check_accept(headers: dict[str, str], method: str) -> None:
+        """A client that can take a stream says so; one that cannot, not."""
+        accepted = {kind.partition(";")[0].strip()
+                    for kind in headers.get("accept", "*/*").split(",")}
+        wanted = {"application/json"}
+        if method == "execute":
+            wanted |= {"application/x-ndjson", "text/event-stream"}
+        if accepted not in (wanted, {"*/*"}):
+            raise RpcProblem(INVALID_REQUEST, "the header Accept must name "
+                             + ", ".join(sorted(wanted)))
+
+    @staticmethod
     def check_echoes(headers: dict[str, str], request_id: str | int,
                      label: Json) -> None:
         """The headers that repeat what the body says."""
@@ -208,6 +226,10 @@ class Server:
         """Do what was asked unless the fault forbids it, then answer."""
         fault = call.fault
         acts = fault is None or fault.acts
+        stream = None
+        if wants_stream(call):
+            stream = Stream(call, functools.partial(self.answer, call),
+                            self.background)
         if fault is not None and fault.kind == "duplicate_id":
             call.other = self.provider.other_live(call.label.get("leaseId"))
             acts = acts or call.other is None
@@ -219,7 +241,9 @@ class Server:
                 result = problem
         else:
             call.record["outcome"] = "not acted"
-        if asyncio.iscoroutine(result):
+        if stream is not None:
+            connection.reply(stream.reply(result))
+        elif asyncio.iscoroutine(result):
             self.background(self.finish_later(call, connection, result))
         else:
             self.finish(call, connection, result)
@@ -229,6 +253,10 @@ class Server:
         self.finish(call, connection, await work)
 
     def finish(self, call: Call, connection: Connection, result: Any) -> None:
+        connection.reply(reply_with(call.fault, call,
+                                    self.answer(call, result)))
+
+    def answer(self, call: Call, result: Any) -> Json:
         fault = call.fault
         if isinstance(result, RpcProblem):
             if result.code == INVALID_PARAMS:
@@ -244,7 +272,7 @@ class Server:
         elif fault is not None and fault.kind == "echo_token":
             answer = error_body(call.id, WORKER_ERROR,
                                 f"may {self.token} do this? {self.token}")
-        connection.reply(reply_with(fault, call, answer))
+        return answer
 
     def refuse(self, record: Json, problem: RpcProblem) -> None:
         about = record["method"] or "request"
@@ -298,6 +326,10 @@ class Server:
                 "duplicate_live_max": provider.duplicate_live_max,
                 "already_gone": provider.already_gone,
                 "stale_generation_calls": provider.stale_generation_calls,
+                "executions": sum(provider.executions.values()),
+                "executions_per_key_max":
+                    max(provider.executions.values(), default=0),
+                "running": len(provider.running),
                 "connections": len(self.connections),
                 "connections_total": self.connections_total,
                 "in_flight": self.in_flight,

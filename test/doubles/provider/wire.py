@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import AsyncIterable, Callable, Iterable
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -61,8 +61,10 @@ class Call:
     config: Json
     record: Json
     host: str
+    order: Json = field(default_factory=dict)  # how to execute a command
     fault: Fault | None = None
     other: str | None = None  # a sandbox of another lease, for duplicate_id
+    emit: Callable[[str, bytes], None] | None = None  # a command's output
 
     @property
     def scope(self) -> str:
@@ -75,7 +77,7 @@ class Call:
 class Reply:
     """Bytes to send: perhaps late, perhaps slowly, perhaps the last ones."""
 
-    pieces: Iterable[bytes]
+    pieces: Iterable[bytes] | AsyncIterable[bytes]
     before: float = 0
     gap: float = 0
     close: bool = False
