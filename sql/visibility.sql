@@ -79,7 +79,7 @@ SELECT test.is('nor is it told of the installation', count(*), 0) FROM leasehold
 SET ROLE regress_admin;
 SELECT test.is('an administrator has all', (count(DISTINCT s.subject) FILTER (WHERE s.area = 'leases') >= 1, count(*) FILTER (WHERE s.area = 'installation'), bool_or(s.detail ? 'inFlight'))::text, '(t,1,t)') FROM leasehold.status() AS s;
 SELECT test.is('in all units', string_agg(DISTINCT m.name || ' ' || m.type, ', ' ORDER BY m.name || ' ' || m.type),
-    'leasehold_calls_applied_total counter, leasehold_calls_in_flight gauge, leasehold_calls_queued gauge, leasehold_calls_started_total counter, leasehold_failed_batches_total counter, leasehold_leases gauge, '
+    'leasehold_attached_calls gauge, leasehold_calls_applied_total counter, leasehold_calls_in_flight gauge, leasehold_calls_queued gauge, leasehold_calls_started_total counter, leasehold_failed_batches_total counter, leasehold_leases gauge, '
     'leasehold_provider_breaker_open gauge, leasehold_provider_calls_failed_total counter, leasehold_provider_calls_succeeded_total counter, leasehold_stale_answers_total counter, leasehold_worker_up gauge') FROM leasehold.metrics() AS m;
 RESET ROLE;
 SELECT test.is('metrics count what there is: ' || m.status, m.value, (SELECT count(*) FROM leasehold.leases AS l WHERE l.status = m.status))

@@ -284,7 +284,10 @@ def check_functions(functions: list[dict], pages: list[Page]) -> list[str]:
         if name not in entries:
             findings.append(f"{name}: no page has an entry for it")
             continue
-        wanted = squeezed(f"leasehold.{name}({function['arguments']}) RETURNS {function['result']}")
+        if function["kind"] == "procedure":
+            wanted = squeezed(re.sub(r"\bIN ", "", f"CALL leasehold.{name}({function['arguments']})"))
+        else:
+            wanted = squeezed(f"leasehold.{name}({function['arguments']}) RETURNS {function['result']}")
         found = squeezed(entries[name][2])
         if found != wanted:
             findings += [f"{name}: its signature is", f"  {wanted}", f"  {found}"]

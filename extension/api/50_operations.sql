@@ -486,6 +486,12 @@ BEGIN
                                ('leasehold_failed_batches_total', 'counter', w.failed_batches::double precision))
                     AS m (name, type, value);
         RETURN QUERY
+        SELECT 'leasehold_attached_calls'::text, 'gauge'::text, pg_catalog.jsonb_build_object('state', s.state),
+               pg_catalog.count(a.pid)::double precision
+          FROM pg_catalog.unnest(ARRAY['held', 'left']) AS s (state)
+          LEFT JOIN leasehold_internal.attached_calls() AS a ON a.state = s.state
+         GROUP BY s.state;
+        RETURN QUERY
         SELECT m.name, m.type, pg_catalog.jsonb_build_object('part', p.part, 'provider', p.provider), m.value
           FROM leasehold_internal.provider_states() AS p,
                LATERAL (VALUES ('leasehold_provider_breaker_open', 'gauge', CASE p.breaker WHEN 'closed' THEN 0 ELSE 1 END::double precision),

@@ -2400,6 +2400,59 @@ BEGIN
 END
 $$;
 
+CREATE OR REPLACE FUNCTION leasehold_internal.metrics(
+        OUT name text, OUT type text, OUT labels jsonb, OUT value double precision)
+    RETURNS SETOF record LANGUAGE plpgsql STABLE AS $$
+#variable_conflict use_column
+DECLARE
+    v_watcher boolean := leasehold_internal.is_admin()
+                         OR pg_catalog.pg_has_role(leasehold.acting_role(), 'pg_monitor', 'USAGE');
+BEGIN
+    RETURN QUERY
+    SELECT 'leasehold_leases'::text, 'gauge'::text, pg_catalog.jsonb_build_object('status', s.status),
+           COALESCE(a.count, 0)::double precision
+      FROM pg_catalog.unnest(ARRAY['acquiring', 'active', 'releasing', 'retained', 'resuming', 'pending_cleanup',
+                                   'irrevocable']) AS s (status)
+      LEFT JOIN leasehold_internal.all_live_leases() AS a ON a.status = s.status
+     WHERE v_watcher
+    UNION ALL
+    SELECT 'leasehold_leases'::text, 'gauge'::text, pg_catalog.jsonb_build_object('status', s.status),
+           pg_catalog.count(l.id)::double precision
+      FROM pg_catalog.unnest(ARRAY['acquiring', 'active', 'releasing', 'retained', 'resuming', 'pending_cleanup',
+                                   'irrevocable']) AS s (status)
+      LEFT JOIN leasehold.leases AS l ON l.status = s.status
+       AND l.status IN ('acquiring', 'active', 'releasing', 'retained', 'resuming', 'pending_cleanup', 'irrevocable')
+     WHERE NOT v_watcher
+     GROUP BY s.status;
+    IF v_watcher THEN
+        RETURN QUERY
+        SELECT m.name, m.type, pg_catalog.jsonb_build_object('part', w.part), m.value
+          FROM leasehold_internal.worker_states() AS w,
+               LATERAL (VALUES ('leasehold_worker_up', 'gauge', CASE w.state WHEN 'running' THEN 1 ELSE 0 END::double precision),
+                               ('leasehold_calls_in_flight', 'gauge', w.in_flight::double precision),
+                               ('leasehold_calls_queued', 'gauge', w.queued::double precision),
+                               ('leasehold_calls_started_total', 'counter', w.started_calls::double precision),
+                               ('leasehold_calls_applied_total', 'counter', w.applied_calls::double precision),
+                               ('leasehold_stale_answers_total', 'counter', w.stale_answers::double precision),
+                               ('leasehold_failed_batches_total', 'counter', w.failed_batches::double precision))
+                    AS m (name, type, value);
+        RETURN QUERY
+        SELECT 'leasehold_attached_calls'::text, 'gauge'::text, pg_catalog.jsonb_build_object('state', s.state),
+               pg_catalog.count(a.pid)::double precision
+          FROM pg_catalog.unnest(ARRAY['held', 'left']) AS s (state)
+          LEFT JOIN leasehold_internal.attached_calls() AS a ON a.state = s.state
+         GROUP BY s.state;
+        RETURN QUERY
+        SELECT m.name, m.type, pg_catalog.jsonb_build_object('part', p.part, 'provider', p.provider), m.value
+          FROM leasehold_internal.provider_states() AS p,
+               LATERAL (VALUES ('leasehold_provider_breaker_open', 'gauge', CASE p.breaker WHEN 'closed' THEN 0 ELSE 1 END::double precision),
+                               ('leasehold_provider_calls_succeeded_total', 'counter', p.succeeded::double precision),
+                               ('leasehold_provider_calls_failed_total', 'counter', p.failed::double precision))
+                    AS m (name, type, value);
+    END IF;
+END
+$$;
+
 -- Housekeeping: plain functions whose clock the worker is.
 
 -- The worker does each duty in a transaction of its own, so that one that cannot be
