@@ -323,7 +323,9 @@ add_argv(StringInfo list, const json_t *params, const char **script)
 		return;
 	}
 	json_array_foreach(args, i, arg)
+	{
 		add_string(list, json_string_value(arg));
+	}
 }
 
 static void
