@@ -276,7 +276,7 @@ SELECT test.works('the same key for a lease', $$SELECT leasehold.request_lease('
 
 -- Only in a lease that is in use, and of a provider that can.
 SET ROLE regress_manager;
-SELECT leasehold.create_environment('c-slow', 'fake', '{"delayMs": 60000}') IS NOT NULL AND leasehold.request_lease('c-slow', lease_id => test.id('c acquiring'), acquire_timeout => '1 day') IS NOT NULL
+SELECT leasehold.create_environment('c-slow', 'fake', '{"delayMs": 4000}') IS NOT NULL AND leasehold.request_lease('c-slow', lease_id => test.id('c acquiring'), acquire_timeout => '1 day') IS NOT NULL
    AND leasehold.request_lease('plain', lease_id => test.id('c parked')) IS NOT NULL AND leasehold.request_lease('plain', lease_id => test.id('c over')) IS NOT NULL AS made;
 SELECT test.is('active', (leasehold.wait_for_lease(test.id('c ' || l), '30 seconds')).status, 'active') FROM unnest(ARRAY['parked', 'over']) AS l;
 SELECT test.is('given back', leasehold.release_lease(test.id('c ' || l), d), 'releasing') FROM (VALUES ('parked', 'stop'), ('over', 'delete')) AS v (l, d);
