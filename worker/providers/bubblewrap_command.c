@@ -243,16 +243,19 @@ add_exposed(const char *path, void *arg)
 {
 	char		target[MAXPGPATH];
 	ssize_t		length = readlink(path, target, sizeof(target) - 1);
-	const char *const link[] = {"--symlink", target, path};
-	const char *const bind[] = {"--ro-bind-try", path, path};
 
 	if (length > 0)
 	{
 		target[length] = '\0';
-		add_words(arg, link, lengthof(link));
+		add_string(arg, "--symlink");
+		add_string(arg, target);
 	}
 	else
-		add_words(arg, bind, lengthof(bind));
+	{
+		add_string(arg, "--ro-bind-try");
+		add_string(arg, path);
+	}
+	add_string(arg, path);
 }
 
 static void
