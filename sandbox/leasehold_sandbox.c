@@ -11,8 +11,10 @@
  *		called it and outlives him.
  *
  *	leasehold_sandbox enter PID TIME PROCESSES PARENT BWRAP ARGUMENT...
- *		Enters the namespaces of the holder with that id and beginning, and becomes
- *		bubblewrap.  Dies with its parent.
+ *		Enters the namespaces of the holder with that id and beginning, and runs
+ *		bubblewrap there as the first process of a namespace, so that all that
+ *		comes of it ends when this process does, at whatever moment that is.  Dies
+ *		with its parent.
  *
  *	leasehold_sandbox init
  *		Within the sandbox: runs the command that descriptor 4 describes, and tells
@@ -27,6 +29,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <linux/keyctl.h>
 #include <poll.h>
 #include <sched.h>
 #include <signal.h>
@@ -40,11 +43,12 @@
 #include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "process_identity.h"
 #include "sandbox_request.h"
-#include "start_time.h"
 
 #define READY_FD		3
 
@@ -52,10 +56,14 @@ static int	hold(char **args);
 static void hold_forever(const char *directory, const char *bytes, const char *inodes);
 static void own_namespaces(void);
 static void write_file(const char *path, const char *text);
-static void mount_workspace(const char *directory, const char *bytes, const char *inodes);
-static void leave_record(const char *directory);
+static void leave_keyring(void);
+static void mount_workspace(const char *bytes, const char *inodes);
+static void leave_record(void);
 static int	enter(char **args);
-static void join_namespace(pid_t pid, const char *name, int type);
+static void join_namespace(int fd, int type);
+static int	open_namespace(pid_t pid, const char *name);
+static bool is_there(pid_t pid, unsigned long long began);
+static pid_t run_first(char **argv, const int *alive);
 static int	init(void);
 static char **read_request(char *text, size_t length, char ***environment, const char **directory);
 static char *read_all(int fd, size_t *length);
@@ -104,12 +112,16 @@ hold_forever(const char *directory, const char *bytes, const char *inodes)
 	sigset_t	all;
 
 	setsid();
+	leave_keyring();
+	/* this very one, whatever will have its name */
+	if (chdir(directory) != 0)
+		fail("could not enter the directory: %s", strerror(errno));
 	own_namespaces();
-	mount_workspace(directory, bytes, inodes);
+	mount_workspace(bytes, inodes);
 	/* so that who enters may look at our namespaces */
 	prctl(PR_SET_DUMPABLE, 1);
 	prctl(PR_SET_NAME, "leasehold-lease");
-	leave_record(directory);
+	leave_record();
 	report("ready\n");
 	if (chdir("/") != 0)
 		fail("could not leave the directory: %s", strerror(errno));
@@ -149,39 +161,43 @@ write_file(const char *path, const char *text)
 		fail("could not write \"%s\": %s", path, strerror(errno));
 }
 
+/* Keys of the server's session are none of the sandbox's: see keyrings(7). */
 static void
-mount_workspace(const char *directory, const char *bytes, const char *inodes)
+leave_keyring(void)
 {
-	char		path[PATH_MAX];
+	/* where the host refuses it, it refuses the use of keys, too */
+	(void) syscall(SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, NULL);
+}
+
+static void
+mount_workspace(const char *bytes, const char *inodes)
+{
+	/* what of it the sandbox sees: the workspace itself, /tmp and /dev/shm */
+	static const char *const parts[] = {"workspace/work", "workspace/tmp", "workspace/shm"};
 	char		options[128];
 
-	snprintf(path, sizeof(path), "%s/workspace", directory);
 	snprintf(options, sizeof(options), "size=%s,nr_inodes=%s,mode=0700", bytes, inodes);
-	if (mount("leasehold", path, "tmpfs", MS_NOSUID | MS_NODEV, options) != 0)
+	if (mount("leasehold", "workspace", "tmpfs", MS_NOSUID | MS_NODEV, options) != 0)
 		fail("could not mount a workspace: %s", strerror(errno));
-	/* what of it the sandbox sees: the workspace itself, /tmp and /dev/shm */
-	for (const char *const *part = (const char *const[]) {"work", "tmp", "shm", NULL}; *part != NULL; part++)
+	for (int i = 0; i < 3; i++)
 	{
-		snprintf(path, sizeof(path), "%s/workspace/%s", directory, *part);
-		if (mkdir(path, 0700) != 0)
+		if (mkdir(parts[i], 0700) != 0)
 			fail("could not make the workspace: %s", strerror(errno));
 	}
 }
 
-/* Last of all, and at once: who finds it may enter. */
+/* Last of all, and at once: who finds it may enter.  Of two, only one comes to be found. */
 static void
-leave_record(const char *directory)
+leave_record(void)
 {
-	char		path[PATH_MAX];
-	char		final[PATH_MAX];
 	char		line[64];
 
-	snprintf(path, sizeof(path), "%s/holder.new", directory);
-	snprintf(final, sizeof(final), "%s/holder", directory);
 	snprintf(line, sizeof(line), "%d %llu\n", getpid(), process_start_time(getpid()));
-	write_file(path, line);
-	if (rename(path, final) != 0)
-		fail("could not write \"%s\": %s", final, strerror(errno));
+	(void) unlink("holder.new");
+	write_file("holder.new", line);
+	if (link("holder.new", "holder") != 0)
+		fail("could not leave a record: %s", strerror(errno));
+	(void) unlink("holder.new");
 }
 
 /* Entering it */
@@ -193,36 +209,93 @@ enter(char **args)
 	unsigned long long began = strtoull(args[1], NULL, 10);
 	pid_t		parent = (pid_t) atol(args[3]);
 
+	int			user;
+	int			mounts;
+	int			alive[2];		/* closed when this process has died */
+	pid_t		child;
+	int			status;
+
 	report_fd = SANDBOX_STATUS_FD;
+	user = open_namespace(holder, "user");
+	mounts = open_namespace(holder, "mnt");
+	/* asked after they were opened: an id may come to be another process's */
+	if (!is_there(holder, began) || user < 0 || mounts < 0)
+		fail("could not open the workspace");
 	umask(022);
-	join_namespace(holder, "user", CLONE_NEWUSER);
-	join_namespace(holder, "mnt", CLONE_NEWNS);
-	/* asked after its namespaces were opened: an id may come to be another process's */
-	if (process_start_time(holder) != began)
-		fail("the workspace is gone");
+	leave_keyring();
+	join_namespace(user, CLONE_NEWUSER);
+	join_namespace(mounts, CLONE_NEWNS);
+	/* after that, as the change of rights forgets it */
+	if (prctl(PR_SET_PDEATHSIG, SIGKILL) != 0 || getppid() != parent)
+		fail("its parent is gone");
 	/* counted in the holder's namespace, so all commands of a lease share it */
 	set_limit(RLIMIT_NPROC, args[2]);
 	/* the server may be spared when memory is short; a sandbox is not */
 	write_file("/proc/self/oom_score_adj", "500");
-	if (prctl(PR_SET_PDEATHSIG, SIGKILL) != 0 || getppid() != parent)
-		fail("its parent is gone");
-	execv(args[4], args + 4);
-	fail("could not run \"%s\": %s", args[4], strerror(errno));
+	/* what bubblewrap mounts is seen nowhere else */
+	if (unshare(CLONE_NEWNS | CLONE_NEWPID) != 0 || mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL) != 0)
+		fail("could not make namespaces: %s", strerror(errno));
+	if (pipe2(alive, O_CLOEXEC) != 0)
+		fail("could not make a pipe: %s", strerror(errno));
+	child = run_first(args + 4, alive);
+	/* the channels are the command's: they are to close when it ends */
+	close_range(0, alive[1] - 1, 0);
+	while (waitpid(child, &status, 0) < 0 && errno == EINTR)
+		;
+	return 0;
+}
+
+static int
+open_namespace(pid_t pid, const char *name)
+{
+	char		path[64];
+
+	snprintf(path, sizeof(path), "/proc/%d/ns/%s", pid, name);
+	return open(path, O_RDONLY | O_CLOEXEC);
+}
+
+/* Says so if it is gone. */
+static bool
+is_there(pid_t pid, unsigned long long began)
+{
+	int			pidfd = process_open(pid, began);
+
+	if (pidfd < 0)
+	{
+		if (errno != ESRCH)
+			return false;
+		report("gone\n");
+		_exit(1);
+	}
+	close(pidfd);
+	return true;
 }
 
 static void
-join_namespace(pid_t pid, const char *name, int type)
+join_namespace(int fd, int type)
 {
-	char		path[64];
-	int			fd;
-
-	snprintf(path, sizeof(path), "/proc/%d/ns/%s", pid, name);
-	fd = open(path, O_RDONLY | O_CLOEXEC);
-	if (fd < 0)
-		fail("the workspace is gone");
 	if (setns(fd, type) != 0)
 		fail("could not enter the workspace: %s", strerror(errno));
 	close(fd);
+}
+
+/* The first process of the new namespace.  When its parent dies, the kernel kills it, and all others there. */
+static pid_t
+run_first(char **argv, const int *alive)
+{
+	struct pollfd parent = {.fd = alive[0],.events = POLLIN};
+	pid_t		child = fork();
+
+	if (child < 0)
+		fail("could not fork: %s", strerror(errno));
+	if (child > 0)
+		return child;
+	close(alive[1]);
+	/* it may have died before it could be told of */
+	if (prctl(PR_SET_PDEATHSIG, SIGKILL) != 0 || poll(&parent, 1, 0) != 0)
+		_exit(1);
+	execv(argv[0], argv);
+	fail("could not run \"%s\": %s", argv[0], strerror(errno));
 }
 
 /* Running a command in it */
@@ -443,6 +516,12 @@ fail(const char *format,...)
 	va_start(args, format);
 	vsnprintf(text, sizeof(text), format, args);
 	va_end(args);
+	/* it may hold what somebody wants to be taken for a line of ours */
+	for (char *at = text; *at != '\0'; at++)
+	{
+		if ((unsigned char) *at < ' ')
+			*at = '?';
+	}
 	report("error %s\n", text);
 	_exit(1);
 }

@@ -11,8 +11,9 @@
 
 /*
  * On the socket come lines: "begun", then "exit CODE" or "signal NUMBER"; or
- * "error TEXT", if there is nothing to run it with.  A byte to it is a signal's
- * number, which everything in the sandbox is sent.
+ * "gone", if nobody holds the workspace any more; or "error TEXT", if there is
+ * nothing to run it with.  A byte to it is a signal's number, which everything in
+ * the sandbox is sent.
  */
 
 /* data, file size, seconds of processor, core: each as text, empty for none */

@@ -10,7 +10,6 @@
 #include "compat.h"
 
 #include <fcntl.h>
-#include <poll.h>
 #include <signal.h>
 #include <spawn.h>
 #include <sys/mman.h>
@@ -19,7 +18,7 @@
 #include <unistd.h>
 
 #include "child_process.h"
-#include "start_time.h"
+#include "process_identity.h"
 
 #define COPIES_FROM		64		/* where copies of descriptors are put before they get their places */
 
@@ -113,23 +112,13 @@ child_process_kill(int pidfd)
 int
 child_process_find(pid_t pid, unsigned long long began)
 {
-	int			pidfd = (int) syscall(SYS_pidfd_open, pid, 0);
-
-	struct pollfd ended = {.fd = pidfd,.events = POLLIN};
-
-	/* asked after it is held; one that nobody has reaped is over, too */
-	if (pidfd >= 0 && (process_start_time(pid) != began || poll(&ended, 1, 0) != 0))
-	{
-		close(pidfd);
-		pidfd = -1;
-	}
-	return pidfd;
+	return process_open(pid, began);
 }
 
 int
 child_process_memory_file(const char *name, const char *data, size_t length)
 {
-	int			fd = memfd_create(name, MFD_CLOEXEC);
+	int			fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
 
 	if (fd < 0)
 		return -1;
@@ -145,6 +134,11 @@ child_process_memory_file(const char *name, const char *data, size_t length)
 		data += part;
 		length -= part;
 	}
-	(void) lseek(fd, 0, SEEK_SET);
+	/* who has it may read it; it is no memory that grows */
+	if (lseek(fd, 0, SEEK_SET) != 0 || fcntl(fd, F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_GROW | F_SEAL_SHRINK | F_SEAL_SEAL) != 0)
+	{
+		close(fd);
+		return -1;
+	}
 	return fd;
 }

@@ -54,6 +54,7 @@ static void release_tail(Call *call, CommandStream stream);
 static void take_pieces(OutputBatch *batch, Call *call);
 static void apply_work(void *arg);
 static void drop_piece(Call *call, OutputPiece *piece);
+static void put_back(OutputBatch *batch);
 static void give_up(OutputBatch *batch);
 static void stop_writing(Command *command);
 
@@ -74,7 +75,6 @@ command_output_add(Call *call, CommandStream stream, const char *data, size_t le
 	Command    *command = call->command;
 
 	Assert(stream == STREAM_STDOUT || stream == STREAM_STDERR);
-	command->begun = true;
 	command->written[stream] += length;
 	if (!command->truncated && command->tail_length[stream] > 0)
 	{
@@ -403,14 +403,16 @@ command_output_one_by_one(OutputBatch *batch, Woken *woken)
 		for (end = begin; end < batch->count && batch->calls[end] == batch->calls[begin]; end++)
 			single.count++;
 		if (transaction_gives_up(troubles))
-			continue;
-		if (transaction_run("storing the output of one command", apply_work, &single))
+			put_back(&single);
+		else if (transaction_run("storing the output of one command", apply_work, &single))
 		{
 			troubles = 0;
 			any = true;
 			command_output_settle(&single, woken);
 		}
-		else if (!transaction_troubled(&troubles))
+		else if (transaction_troubled(&troubles))
+			put_back(&single);
+		else
 			give_up(&single);
 	}
 	batch->count = 0;
@@ -421,6 +423,14 @@ static void
 apply_work(void *arg)
 {
 	command_output_apply(arg);
+}
+
+/* For a later round, which may not have room for all of them. */
+static void
+put_back(OutputBatch *batch)
+{
+	for (int i = 0; i < batch->count; i++)
+		batch->pieces[i]->in_batch = false;
 }
 
 static void

@@ -12,7 +12,8 @@
 extern void command_output_begin(Call *call, int64 limit);
 
 /*
- * Takes what a command wrote.  False if that is enough for now: the provider
+ * Takes what a command wrote; whether that says that it has begun is the
+ * provider's to know.  False if that is enough for now: the provider
  * had better read no more until the command's drained() is called.  Not from
  * foreign callbacks.
  */

@@ -225,6 +225,44 @@ subtest 'limits' => sub {
 		'true 40000000', 'is cut, and counted');
 };
 
+subtest 'one that is cancelled at any moment' => sub {
+	for my $pause (map { $_ / 1000 } 0 .. 24)
+	{
+		my $command = start($lease, 'exec sleep 4245');
+		eventually { $node->owner("SELECT status FROM leasehold.commands WHERE id = '$command'") ne 'queued' } 'it is claimed';
+		select undef, undef, undef, $pause;
+		$node->alice("SELECT leasehold.cancel_command('$command')");
+		like((ends($command))[0], qr/^cancelled/, "$pause s after that");
+	}
+	eventually { Leasehold::Sandbox::inside() == 0 && Leasehold::Sandbox::processes(qr/^\S*bwrap\0/) == 0
+		&& Leasehold::Sandbox::processes(qr/^sleep\0004245\0/) == 0 && Leasehold::Sandbox::processes(qr/leasehold_sandbox\0enter\0/) == 0 }
+		'nothing of them is left';
+	my $worker = ($node->workers)[0];
+	my @commands = map { start($lease, 'exec sleep 4246') } 1 .. 20;
+	eventually { Leasehold::Sandbox::processes(qr/leasehold_sandbox\0enter\0/) > 0 } 'some are coming up';
+	kill 'KILL', $worker;
+	eventually { Leasehold::Sandbox::inside() == 0 && Leasehold::Sandbox::processes(qr/^\S*bwrap\0/) == 0
+		&& Leasehold::Sandbox::processes(qr/^sleep\0004246\0/) == 0 && Leasehold::Sandbox::processes(qr/leasehold_sandbox\0enter\0/) == 0 }
+		'nor when the worker dies';
+	$node->comes_back('the server is back');
+	$_ = (ends($_))[0] for @commands;
+	is(scalar(grep { !/^(lost|unknown)$/ } @commands), 0, 'their ends are unknown') or diag "@commands";
+};
+
+subtest 'a descriptor that is passed on' => sub {
+	my $keeper = start($lease, q(python3 -c '
+import socket, time
+s = socket.socket(socket.AF_UNIX); s.bind("/workspace/s"); s.listen(); print("up", flush=True)
+c = s.accept()[0]; kept = socket.recv_fds(c, 10, 2)[1]; c.send(b"x"); time.sleep(1000)'));
+	eventually { Leasehold::Sandbox::output($node, $keeper, 'stdout') eq 'up' } 'a neighbour waits for it';
+	is(join(' ', run($lease, q(python3 -c '
+import socket
+c = socket.socket(socket.AF_UNIX); c.connect("/workspace/s"); print("said", flush=True)
+socket.send_fds(c, [b"x"], [1, 2]); c.recv(1)'))), 'exited 0 said ', 'the command that passed it on ends');
+	$node->alice("SELECT leasehold.cancel_command('$keeper')");
+	ends($keeper);
+};
+
 subtest 'what others see of it' => sub {
 	my $command = start($lease, 'echo up; sleep 1000 # MARK-SCRIPT', q(stdin => 'MARK-STDIN', env => '{"VALUE": "MARK-ENV"}'));
 	eventually { Leasehold::Sandbox::output($node, $command, 'stdout') eq 'up' } 'a command runs';

@@ -70,6 +70,7 @@ static void holder_ended(int fd, uint32 events, void *arg);
 static void out_of_patience(void *arg);
 static void remove_directories(const char *path);
 static void got(SandboxCall *state);
+static void missing(SandboxCall *state, SandboxState found);
 static void finish(SandboxCall *state, CallOutcome outcome, const char *code, const char *message);
 static void stop_watching(SandboxCall *state);
 static void clean_up(void *arg);
@@ -98,14 +99,17 @@ bubblewrap_acquire(Call *call)
 	SandboxCall *state = begin(call, params);
 	int64		workspace_mb = number(params, "workspaceMb", DEFAULT_WORKSPACE_MB);
 	SandboxHolder holder;
+	SandboxState found = bubblewrap_holder(state->path, &holder);
 	StringInfoData problem;
 
 	json_decref(params);
 	initStringInfo(&problem);
 	if (!setting_bubblewrap)
 		finish(state, OUTCOME_FAILED, "provider_forbidden", "leasehold.bubblewrap is off");
-	else if (bubblewrap_holder(state->path, &holder))
+	else if (found == SANDBOX_THERE)
 		got(state);
+	else if (found == SANDBOX_UNCLEAR)
+		missing(state, found);
 	else if (sandbox_host_problem(workspace_mb, &problem))
 		finish(state, OUTCOME_RETRY, "sandbox_unavailable", problem.data);
 	else
@@ -162,7 +166,7 @@ bubblewrap_directory(const char *installation, const char *id, char *path)
 	return true;
 }
 
-bool
+SandboxState
 bubblewrap_holder(const char *path, SandboxHolder *holder)
 {
 	char		file_name[MAXPGPATH + 10];
@@ -174,16 +178,42 @@ bubblewrap_holder(const char *path, SandboxHolder *holder)
 	snprintf(file_name, sizeof(file_name), "%s/holder", path);
 	file = fopen(file_name, "re");
 	if (file == NULL)
-		return false;
+		return errno == ENOENT ? SANDBOX_GONE : SANDBOX_UNCLEAR;
 	fields = fscanf(file, "%d %llu", &pid, &holder->began);
+	if (ferror(file))
+		fields = -1;
 	fclose(file);
+	if (fields < 0)
+		return SANDBOX_UNCLEAR;
+	/* it came to be there whole: the machine has died since */
 	if (fields != 2 || pid <= 1)
-		return false;
+		return SANDBOX_GONE;
 	holder->pid = pid;
 	pidfd = child_process_find(holder->pid, holder->began);
-	if (pidfd >= 0)
-		close(pidfd);
-	return pidfd >= 0;
+	if (pidfd < 0)
+		return errno == ESRCH ? SANDBOX_GONE : SANDBOX_UNCLEAR;
+	close(pidfd);
+	return SANDBOX_THERE;
+}
+
+CallOutcome
+bubblewrap_missing(SandboxState found, const char **code, const char **message)
+{
+	bool		gone = found == SANDBOX_GONE;
+
+	*code = gone ? "resource_gone" : "sandbox_unavailable";
+	*message = gone ? "the sandbox is gone" : "it cannot be said whether the sandbox is there: descriptors or memory are short";
+	return gone ? OUTCOME_GONE : OUTCOME_RETRY;
+}
+
+static void
+missing(SandboxCall *state, SandboxState found)
+{
+	const char *code;
+	const char *message;
+	CallOutcome outcome = bubblewrap_missing(found, &code, &message);
+
+	finish(state, outcome, code, message);
 }
 
 static bool
@@ -269,14 +299,15 @@ bubblewrap_find(Call *call)
 	json_t	   *params = json_loads(call->params, 0, NULL);
 	SandboxCall *state = begin(call, params);
 	SandboxHolder holder;
+	SandboxState found = bubblewrap_holder(state->path, &holder);
 
 	json_decref(params);
-	if (bubblewrap_holder(state->path, &holder))
+	if (found == SANDBOX_THERE)
 		got(state);
 	else
 	{
 		remove_directories(state->path);
-		finish(state, OUTCOME_GONE, "resource_gone", "the sandbox is gone");
+		missing(state, found);
 	}
 }
 
@@ -321,6 +352,7 @@ static void
 remove_sandbox(SandboxCall *state)
 {
 	SandboxHolder holder;
+	SandboxState found;
 
 	if (state->path[0] == '\0')
 	{
@@ -328,12 +360,19 @@ remove_sandbox(SandboxCall *state)
 		return;
 	}
 	bubblewrap_end_commands(state->path);
-	if (bubblewrap_holder(state->path, &holder))
-		state->pidfd = child_process_find(holder.pid, holder.began);
-	if (state->pidfd < 0)
+	found = bubblewrap_holder(state->path, &holder);
+	if (found == SANDBOX_GONE)
 	{
 		remove_directories(state->path);
 		finish(state, OUTCOME_OK, NULL, "");
+		return;
+	}
+	if (found == SANDBOX_THERE)
+		state->pidfd = child_process_find(holder.pid, holder.began);
+	if (state->pidfd < 0)
+	{
+		/* if it has ended meanwhile, the next attempt sees it */
+		missing(state, SANDBOX_UNCLEAR);
 		return;
 	}
 	(void) syscall(SYS_pidfd_send_signal, state->pidfd, SIGKILL, NULL, 0);
@@ -362,14 +401,18 @@ out_of_patience(void *arg)
 		   "the process that holds the sandbox does not answer");
 }
 
-/* What is left of a sandbox that nobody holds; its workspace was never of the host's. */
+/*
+ * What is left of a sandbox, if it is certain that nobody holds it; its workspace
+ * was never of the host's.
+ */
 static void
 remove_directories(const char *path)
 {
 	static const char *const parts[] = {"holder", "holder.new"};
 	char		name[MAXPGPATH + 12];
+	SandboxHolder holder;
 
-	if (path[0] == '\0')
+	if (path[0] == '\0' || bubblewrap_holder(path, &holder) != SANDBOX_GONE)
 		return;
 	for (int i = 0; i < (int) lengthof(parts); i++)
 	{

@@ -24,8 +24,18 @@ typedef struct SandboxHolder
  */
 extern bool bubblewrap_directory(const char *installation, const char *id, char *path);
 
-/* Who holds its workspace; false if nobody does any more. */
-extern bool bubblewrap_holder(const char *path, SandboxHolder *holder);
+typedef enum SandboxState
+{
+	SANDBOX_THERE,
+	SANDBOX_GONE,				/* for certain */
+	SANDBOX_UNCLEAR				/* descriptors or memory are short, say */
+} SandboxState;
+
+/* Whether a sandbox is there, and who holds its workspace then. */
+extern SandboxState bubblewrap_holder(const char *path, SandboxHolder *holder);
+
+/* The outcome of a call, with its code and text, that found it not there. */
+extern CallOutcome bubblewrap_missing(SandboxState found, const char **code, const char **message);
 
 /* The provider's functions for commands: see provider.h. */
 extern void bubblewrap_execute(Call *call);

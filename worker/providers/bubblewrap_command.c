@@ -4,9 +4,10 @@
  *
  * Each command has namespaces of its own, within those of the lease, of which it
  * shares the workspace with its neighbours.  The process that we start enters the
- * lease's namespaces and becomes bubblewrap, whose child is the first process of
- * the command's: when either dies, or this worker, the kernel ends everything in
- * there.  What is run and with what environment is handed over in descriptors.
+ * lease's namespaces and runs bubblewrap as the first process of a namespace; its
+ * child is the first process of the command's.  When one of them dies, or this
+ * worker, at whatever moment, the kernel ends everything below.  What is run and
+ * with what environment is handed over in descriptors.
  *
  * A command that is to end gets SIGTERM, and GRACE_MS later its sandbox is killed.
  */
@@ -17,6 +18,7 @@
 #include <jansson.h>
 #include <signal.h>
 #include <sys/epoll.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -61,6 +63,8 @@ typedef struct SandboxCommand
 	int			status_length;
 	EventTimer	timeout;
 	EventTimer	grace;
+	EventTimer	again;			/* to look whether it is over */
+	int64		rest[2];		/* bytes that were in the pipes at its end; -1: it has not ended */
 	bool		out_of_time;	/* it was told to end since its time is over */
 	bool		cancelled;		/* or since somebody wants it */
 	MemoryContextCallback cleanup;
@@ -85,7 +89,9 @@ static void close_output(SandboxCommand *state, CommandStream stream);
 static void status_ready(int fd, uint32 events, void *arg);
 static void close_status(SandboxCommand *state);
 static void process_ended(int fd, uint32 events, void *arg);
-static void finish_if_over(SandboxCommand *state);
+static void finish_if_over(void *arg);
+static bool take_rest(SandboxCommand *state, CommandStream stream);
+static bool take_output(SandboxCommand *state, CommandStream stream, const char *data, size_t length);
 static void judge(SandboxCommand *state);
 static const char *said(const SandboxCommand *state, const char *word);
 static void out_of_time(void *arg);
@@ -93,6 +99,8 @@ static void tell_to_end(SandboxCommand *state);
 static void out_of_grace(void *arg);
 static void end_at_once(SandboxCommand *state);
 static void not_started(Call *call, CallOutcome outcome, const char *code, const char *message);
+static void cancel_timers(SandboxCommand *state);
+static bool has_ended(const SandboxCommand *state);
 static void clean_up(void *arg);
 
 void
@@ -103,24 +111,34 @@ bubblewrap_execute(Call *call)
 	const char *installation = json_string_value(json_object_get(json_object_get(params, "leasehold"), "installationId"));
 	const char *id = json_string_value(json_object_get(json_object_get(params, "lease"), "providerLeaseId"));
 	SandboxHolder holder;
+	SandboxState found;
+	const char *code;
+	const char *message;
+	CallOutcome outcome;
 
 	state->call = call;
 	state->pidfd = state->output_fd[0] = state->output_fd[1] = state->status_fd = -1;
 	state->timeout.fire = out_of_time;
 	state->grace.fire = out_of_grace;
-	state->timeout.arg = state->grace.arg = state;
+	state->again.fire = finish_if_over;
+	state->timeout.arg = state->grace.arg = state->again.arg = state;
+	state->rest[0] = state->rest[1] = -1;
 	state->cleanup.func = clean_up;
 	state->cleanup.arg = state;
 	MemoryContextRegisterResetCallback(call->context, &state->cleanup);
 	call->transport = state;
 	call->command->drained = drained;
 
+	found = bubblewrap_directory(installation, id ? id : "", state->path) ? bubblewrap_holder(state->path, &holder) : SANDBOX_GONE;
 	if (!setting_bubblewrap)
 		not_started(call, OUTCOME_FAILED, "provider_forbidden", "leasehold.bubblewrap is off");
-	else if (!bubblewrap_directory(installation, id ? id : "", state->path) || !bubblewrap_holder(state->path, &holder))
-		not_started(call, OUTCOME_GONE, "resource_gone", "the sandbox is gone");
-	else
+	else if (found == SANDBOX_THERE)
 		start(state, params, &holder);
+	else
+	{
+		outcome = bubblewrap_missing(found, &code, &message);
+		not_started(call, outcome, code, message);
+	}
 	json_decref(params);
 }
 
@@ -392,6 +410,13 @@ drained(Call *call)
 {
 	SandboxCommand *state = call->transport;
 
+	if (has_ended(state))
+	{
+		/* not here: this is no moment to end a call */
+		event_loop_set_timer(&state->again, 0);
+		return;
+	}
+
 	for (int stream = STREAM_STDOUT; stream <= STREAM_STDERR; stream++)
 	{
 		if (state->output_fd[stream] >= 0 && state->output_watch[stream] == NULL)
@@ -411,17 +436,25 @@ output_ready(int fd, uint32 events, void *arg)
 		return;
 	if (length <= 0)
 		close_output(state, stream);
-	else if (!command_output_add(state->call, stream, data, length))
-	{
-		/* a pipe that nobody reads stops who writes */
-		for (int s = STREAM_STDOUT; s <= STREAM_STDERR; s++)
-		{
-			if (state->output_watch[s] != NULL)
-				event_loop_remove(state->output_watch[s]);
-			state->output_watch[s] = NULL;
-		}
-	}
+	else
+		(void) take_output(state, stream, data, length);
 	finish_if_over(state);
+}
+
+/* False if there is no room for more. */
+static bool
+take_output(SandboxCommand *state, CommandStream stream, const char *data, size_t length)
+{
+	if (command_output_add(state->call, stream, data, length))
+		return true;
+	/* a pipe that nobody reads stops who writes */
+	for (int s = STREAM_STDOUT; s <= STREAM_STDERR; s++)
+	{
+		if (state->output_watch[s] != NULL)
+			event_loop_remove(state->output_watch[s]);
+		state->output_watch[s] = NULL;
+	}
+	return false;
 }
 
 static void
@@ -479,15 +512,55 @@ process_ended(int fd, uint32 events, void *arg)
 
 /* When the process is gone, and all that it said and wrote is read. */
 static void
-finish_if_over(SandboxCommand *state)
+finish_if_over(void *arg)
 {
-	if (state->pidfd >= 0 || state->status_fd >= 0 || state->output_fd[STREAM_STDOUT] >= 0 ||
-		state->output_fd[STREAM_STDERR] >= 0)
+	SandboxCommand *state = arg;
+
+	if (!has_ended(state) || !take_rest(state, STREAM_STDOUT) || !take_rest(state, STREAM_STDERR))
 		return;
-	event_loop_cancel_timer(&state->timeout);
-	event_loop_cancel_timer(&state->grace);
+	cancel_timers(state);
 	judge(state);
 	worker_call_finished(state->call);
+}
+
+static bool
+has_ended(const SandboxCommand *state)
+{
+	return state->pidfd < 0 && state->status_fd < 0;
+}
+
+/*
+ * What is in a pipe after the end of all who were to write to it; false if it has
+ * to wait for room.  Another command may have been given a descriptor of it: what
+ * comes later is not this command's.
+ */
+static bool
+take_rest(SandboxCommand *state, CommandStream stream)
+{
+	char		data[READ_SIZE];
+	int			left = 0;
+
+	if (state->output_fd[stream] < 0)
+		return true;
+	if (state->rest[stream] < 0)
+	{
+		(void) ioctl(state->output_fd[stream], FIONREAD, &left);
+		state->rest[stream] = left;
+	}
+	while (state->rest[stream] > 0)
+	{
+		ssize_t		length = read(state->output_fd[stream], data, Min(sizeof(data), (size_t) state->rest[stream]));
+
+		if (length < 0 && errno == EINTR)
+			continue;
+		if (length <= 0)
+			break;
+		state->rest[stream] -= length;
+		if (!take_output(state, stream, data, length))
+			return false;
+	}
+	close_output(state, stream);
+	return true;
 }
 
 static void
@@ -499,12 +572,18 @@ judge(SandboxCommand *state)
 	const char *signal_number = said(state, "signal ");
 	const char *error = said(state, "error ");
 
+	if (said(state, "gone") != NULL)
+	{
+		const char *code;
+		const char *message;
+		CallOutcome outcome = bubblewrap_missing(SANDBOX_GONE, &code, &message);
+
+		call_set_outcome(call, outcome, code, "%s", message);
+		return;
+	}
 	if (error != NULL)
 	{
-		bool		gone = strstr(error, "workspace is gone") != NULL;
-
-		call_set_outcome(call, gone ? OUTCOME_GONE : OUTCOME_FAILED, gone ? "resource_gone" : "command_not_started",
-						 "%.*s", (int) strcspn(error, "\n"), error);
+		call_set_outcome(call, OUTCOME_FAILED, "command_not_started", "%.*s", (int) strcspn(error, "\n"), error);
 		return;
 	}
 	if (!command->begun)
@@ -591,9 +670,9 @@ tell_to_end(SandboxCommand *state)
 {
 	unsigned char wanted = SIGTERM;
 
-	if (state->grace.set || state->pidfd < 0)
+	if (state->grace.set)
 		return;
-	if (state->status_fd < 0 || !state->call->command->begun || send(state->status_fd, &wanted, 1, MSG_NOSIGNAL) != 1)
+	if (state->pidfd < 0 || state->status_fd < 0 || !state->call->command->begun || send(state->status_fd, &wanted, 1, MSG_NOSIGNAL) != 1)
 		end_at_once(state);
 	else
 		event_loop_set_timer(&state->grace, GRACE_MS);
@@ -610,6 +689,9 @@ end_at_once(SandboxCommand *state)
 {
 	if (state->pidfd >= 0)
 		(void) syscall(SYS_pidfd_send_signal, state->pidfd, SIGKILL, NULL, 0);
+	/* the first process of the sandbox ends when nobody listens */
+	else if (state->status_fd >= 0)
+		(void) shutdown(state->status_fd, SHUT_RDWR);
 }
 
 void
@@ -649,8 +731,7 @@ clean_up(void *arg)
 {
 	SandboxCommand *state = arg;
 
-	event_loop_cancel_timer(&state->timeout);
-	event_loop_cancel_timer(&state->grace);
+	cancel_timers(state);
 	if (state->pid_watch != NULL)
 		event_loop_remove(state->pid_watch);
 	state->pid_watch = NULL;
@@ -660,4 +741,12 @@ clean_up(void *arg)
 	close_status(state);
 	close_output(state, STREAM_STDOUT);
 	close_output(state, STREAM_STDERR);
+}
+
+static void
+cancel_timers(SandboxCommand *state)
+{
+	event_loop_cancel_timer(&state->timeout);
+	event_loop_cancel_timer(&state->grace);
+	event_loop_cancel_timer(&state->again);
 }

@@ -61,6 +61,7 @@ static void go_on(void *arg);
 static bool run_step(FakeCommand *state, char *step);
 static bool run_fault(FakeCommand *state, const char *program, const char *argument);
 static void write_text(FakeCommand *state, CommandStream stream, const char *text);
+static bool write_data(FakeCommand *state, CommandStream stream, const char *data, size_t length);
 static void write_bytes(FakeCommand *state, char *words);
 static void write_environment(FakeCommand *state);
 static bool go_on_with_flood(FakeCommand *state);
@@ -238,7 +239,15 @@ run_fault(FakeCommand *state, const char *program, const char *argument)
 static void
 write_text(FakeCommand *state, CommandStream stream, const char *text)
 {
-	(void) command_output_add(state->call, stream, text, strlen(text));
+	(void) write_data(state, stream, text, strlen(text));
+}
+
+/* False if there is no room for more. */
+static bool
+write_data(FakeCommand *state, CommandStream stream, const char *data, size_t length)
+{
+	state->call->command->begun = true;
+	return command_output_add(state->call, stream, data, length);
 }
 
 static void
@@ -257,7 +266,7 @@ write_bytes(FakeCommand *state, char *words)
 
 			bytes[i] = (char) strtol(digits, NULL, 16);
 		}
-		(void) command_output_add(state->call, STREAM_STDOUT, bytes, length);
+		(void) write_data(state, STREAM_STDOUT, bytes, length);
 	}
 }
 
@@ -289,7 +298,7 @@ go_on_with_flood(FakeCommand *state)
 		int			part = Min(state->to_flood, FLOOD_LINE);
 
 		state->to_flood -= part;
-		if (!command_output_add(state->call, STREAM_STDOUT, line, part) && state->to_flood > 0)
+		if (!write_data(state, STREAM_STDOUT, line, part) && state->to_flood > 0)
 			return false;
 	}
 	return true;

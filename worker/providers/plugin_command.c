@@ -108,6 +108,7 @@ add_output(PluginCall *state, RpcStream stream, const char *data, size_t length)
 {
 	state->command->came[stream] += length;
 	COMP_CRC32C(state->command->sums[stream], data, length);
+	state->call->command->begun = true;
 	return command_output_add(state->call, streams[stream], data, length);
 }
 
