@@ -83,10 +83,11 @@ BEGIN
         RETURNING i.*
     )
     SELECT c.company_id, c.subject_id, c.generation, c.operation::text,
-           CASE WHEN v.code IS NOT NULL THEN 'failed' END, v.code,
+           CASE WHEN v.code = 'answer_lost' THEN 'unknown' WHEN v.code IS NOT NULL THEN 'failed' END, v.code,
            CASE v.code WHEN 'lease_ended' THEN 'the lease has ended'
                        WHEN 'provider_unusable' THEN 'the provider''s plugin is disabled or gone'
-                       WHEN 'subject_gone' THEN 'the command has ended' END,
+                       WHEN 'subject_gone' THEN 'the command has ended'
+                       WHEN 'answer_lost' THEN 'its end could not be stored; see the server log' END,
            p.plugin_key::text, c.provider,
            CASE c.slot WHEN 'command' THEN 'environmentExecute' ELSE 'environmentCancelExecute' END, c.attempts,
            -- without a limit of time, 0
@@ -113,6 +114,8 @@ BEGIN
                         ELSE pg_catalog.jsonb_build_object('timeoutMs', pg_catalog.date_part('epoch', k.timeout) * 1000) END,
                     default_timeout_ms) AS t
      CROSS JOIN LATERAL (SELECT CASE
+            -- it was sent, and is not to be sent again
+            WHEN c.slot = 'command' AND k.status = 'running' THEN 'answer_lost'
             WHEN p.key IS NULL OR c.slot = 'command' AND g.status = 'disabled' THEN 'provider_unusable'
             WHEN l.generation <> k.generation OR NOT leasehold_internal.may_have_resource(l.status) THEN 'lease_ended'
             WHEN c.slot = 'command' AND l.status <> 'active' THEN 'lease_ended'

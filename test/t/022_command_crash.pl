@@ -142,6 +142,21 @@ subtest 'output that was just written' => sub {
 	afterwards();
 };
 
+subtest 'an end that cannot be stored' => sub {
+	$node->owner(q(
+		CREATE FUNCTION public.refuse_exits() RETURNS trigger LANGUAGE plpgsql AS $$
+		BEGIN
+			IF NEW.outcome = 'exited' THEN RAISE EXCEPTION 'not this one'; END IF;
+			RETURN NEW;
+		END $$;
+		CREATE TRIGGER refuse_exits BEFORE UPDATE ON leasehold.commands FOR EACH ROW EXECUTE FUNCTION public.refuse_exits()));
+	my $command = start('echo once; exit 3');
+	like(ends($command), qr/^(unknown|lost) answer_lost \d+ 1:once requested,finished$/, 'the command is not sent again');
+	like(slurp_file($node->logfile), qr/ERROR:  not this one/, 'the server log says why');
+	$node->owner('DROP TRIGGER refuse_exits ON leasehold.commands; DROP FUNCTION public.refuse_exits()');
+	afterwards();
+};
+
 subtest 'in a lease that ends' => sub {
 	my $other = $node->request(q('dev'));
 	$node->settles($other, 'active', 'another lease');

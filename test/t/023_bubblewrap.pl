@@ -238,7 +238,7 @@ subtest 'one that is cancelled at any moment' => sub {
 		&& Leasehold::Sandbox::processes(qr/^sleep\0004245\0/) == 0 && Leasehold::Sandbox::processes(qr/leasehold_sandbox\0enter\0/) == 0 }
 		'nothing of them is left';
 	my $worker = ($node->workers)[0];
-	my @commands = map { start($lease, 'exec sleep 4246') } 1 .. 20;
+	my @commands = map { start($lease, 'exec sleep 4246') } 1 .. 10;
 	eventually { Leasehold::Sandbox::processes(qr/leasehold_sandbox\0enter\0/) > 0 } 'some are coming up';
 	kill 'KILL', $worker;
 	eventually { Leasehold::Sandbox::inside() == 0 && Leasehold::Sandbox::processes(qr/^\S*bwrap\0/) == 0
