@@ -88,7 +88,7 @@ $(OBJS): Makefile $(wildcard extension/*.h worker/*.h worker/providers/*.h sandb
 
 all: $(SANDBOX)
 $(SANDBOX): $(SANDBOX).c Makefile $(wildcard sandbox/*.h)
-	$(CC) $(CFLAGS) -Isandbox -fPIE -pie -Wl,-z,relro,-z,now -o $@ $<
+	$(CC) $(CFLAGS) -Isandbox -fPIE -pie -Wl,-z,relro,-z,now -o $@ $< -lseccomp
 
 install: install-sandbox
 install-sandbox: $(SANDBOX) installdirs

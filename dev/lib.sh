@@ -19,7 +19,7 @@ SYSTEM_INCLUDE=/usr/include/postgresql
 
 # What it takes to build and run the extension.
 BUILD_PACKAGES="gcc make postgresql-$PG_MAJOR postgresql-server-dev-$PG_MAJOR
-    libcurl4-openssl-dev libjansson-dev libssl-dev"
+    libcurl4-openssl-dev libjansson-dev libseccomp-dev libssl-dev"
 
 # A make that is called from here is not a part of the one that called us.
 unset MAKEFLAGS MFLAGS MAKELEVEL MAKEOVERRIDES || true

@@ -32,6 +32,7 @@
 #include <linux/keyctl.h>
 #include <poll.h>
 #include <sched.h>
+#include <seccomp.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdbool.h>
@@ -42,6 +43,7 @@
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/signalfd.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -67,8 +69,10 @@ static pid_t run_first(char **argv, const int *alive);
 static int	init(void);
 static char **read_request(char *text, size_t length, char ***environment, const char **directory);
 static char *read_all(int fd, size_t *length);
+static void limit_shared_resources(void);
 static void set_limit(int resource, const char *value);
 static pid_t begin_command(char **argv, char **environment, const char *directory, sigset_t *signals);
+static void filter_system_calls(void);
 static int	watch_command(pid_t command, const sigset_t *signals);
 static bool reap(pid_t command);
 static void report(const char *format,...) __attribute__((format(printf, 1, 2)));
@@ -371,6 +375,7 @@ read_request(char *text, size_t length, char ***environment, const char **direct
 	}
 	for (int i = 0; i < SANDBOX_LIMITS; i++)
 		set_limit(resources[i], strings[i]);
+	limit_shared_resources();
 	*directory = strings[SANDBOX_LIMITS];
 	args = atoi(strings[SANDBOX_LIMITS + 1]);
 	if (args < 1 || args > count - SANDBOX_LIMITS - 2)
@@ -381,6 +386,16 @@ read_request(char *text, size_t length, char ***environment, const char **direct
 	argv[args] = NULL;
 	*environment = &argv[args + 1];
 	return argv;
+}
+
+/* What the kernel counts for a user, and so for the server's processes, too. */
+static void
+limit_shared_resources(void)
+{
+	set_limit(RLIMIT_NOFILE, "4096");
+	set_limit(RLIMIT_MSGQUEUE, "0");
+	set_limit(RLIMIT_SIGPENDING, "1024");
+	set_limit(RLIMIT_MEMLOCK, "65536");
 }
 
 /* An empty value leaves the limit as it is. */
@@ -421,6 +436,7 @@ begin_command(char **argv, char **environment, const char *directory, sigset_t *
 		setpgid(0, 0);
 		if (chdir(directory) != 0)
 			fail("could not change to directory \"%.200s\": %s", directory, strerror(errno));
+		filter_system_calls();
 		environ = environment;
 		execvp(argv[0], argv);
 		fail("could not run \"%.200s\": %s", argv[0], strerror(errno));
@@ -438,6 +454,39 @@ begin_command(char **argv, char **environment, const char *directory, sigset_t *
 	for (int fd = 0; fd <= 2; fd++)
 		close(fd);
 	return child;
+}
+
+/*
+ * What namespaces do not keep apart: keys, which are a user's; sockets that reach
+ * the machine below this one (AF_VSOCK) and such; and parts of the kernel that
+ * sandboxes need least and that were broken most often.  Programs of another
+ * architecture, whose calls have other numbers, are killed.
+ */
+static void
+filter_system_calls(void)
+{
+	static const int refused[] = {
+		SCMP_SYS(add_key), SCMP_SYS(request_key), SCMP_SYS(keyctl), SCMP_SYS(bpf), SCMP_SYS(perf_event_open),
+		SCMP_SYS(userfaultfd), SCMP_SYS(io_uring_setup), SCMP_SYS(io_uring_enter), SCMP_SYS(io_uring_register),
+		SCMP_SYS(memfd_secret),
+	};
+	scmp_filter_ctx filter = seccomp_init(SCMP_ACT_ALLOW);
+	int			result = filter != NULL ? 0 : -ENOMEM;
+
+	for (size_t i = 0; result == 0 && i < sizeof(refused) / sizeof(refused[0]); i++)
+		result = seccomp_rule_add(filter, SCMP_ACT_ERRNO(ENOSYS), refused[i], 0);
+	for (int family = 0; result == 0 && family <= AF_NETLINK; family++)
+	{
+		if (family != AF_UNIX && family != AF_INET && family != AF_INET6 && family != AF_NETLINK)
+			result = seccomp_rule_add(filter, SCMP_ACT_ERRNO(EAFNOSUPPORT), SCMP_SYS(socket), 1, SCMP_A0(SCMP_CMP_EQ, family));
+	}
+	if (result == 0)
+		result = seccomp_rule_add(filter, SCMP_ACT_ERRNO(EAFNOSUPPORT), SCMP_SYS(socket), 1, SCMP_A0(SCMP_CMP_GT, AF_NETLINK));
+	if (result == 0)
+		result = seccomp_load(filter);
+	if (result != 0)
+		fail("could not filter system calls: %s", strerror(-result));
+	seccomp_release(filter);
 }
 
 /* Until it ends; passes on what the other side wants sent to all of it. */

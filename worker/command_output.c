@@ -54,6 +54,7 @@ static void release_tail(Call *call, CommandStream stream);
 static void take_pieces(OutputBatch *batch, Call *call);
 static void apply_work(void *arg);
 static void drop_piece(Call *call, OutputPiece *piece);
+static bool store_output_of_one(OutputBatch *single, int *troubles, Woken *woken);
 static void put_back(OutputBatch *batch);
 static void give_up(OutputBatch *batch);
 static void stop_writing(Command *command);
@@ -402,21 +403,33 @@ command_output_one_by_one(OutputBatch *batch, Woken *woken)
 
 		for (end = begin; end < batch->count && batch->calls[end] == batch->calls[begin]; end++)
 			single.count++;
-		if (transaction_gives_up(troubles))
-			put_back(&single);
-		else if (transaction_run("storing the output of one command", apply_work, &single))
-		{
-			troubles = 0;
+		if (store_output_of_one(&single, &troubles, woken))
 			any = true;
-			command_output_settle(&single, woken);
-		}
-		else if (transaction_troubled(&troubles))
-			put_back(&single);
-		else
-			give_up(&single);
 	}
 	batch->count = 0;
 	return any;
+}
+
+/* What this transaction could not store waits for another if the trouble is not its own, and is given up otherwise. */
+static bool
+store_output_of_one(OutputBatch *single, int *troubles, Woken *woken)
+{
+	if (!transaction_gives_up(*troubles))
+	{
+		if (transaction_run("storing the output of one command", apply_work, single))
+		{
+			*troubles = 0;
+			command_output_settle(single, woken);
+			return true;
+		}
+		if (!transaction_troubled(troubles))
+		{
+			give_up(single);
+			return false;
+		}
+	}
+	put_back(single);
+	return false;
 }
 
 static void

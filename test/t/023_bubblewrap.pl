@@ -192,12 +192,20 @@ subtest 'what it cannot do' => sub {
 		'touch /x', 'touch /usr/x', 'touch /etc/x', 'touch /dev/x', 'rm /bin/sh', 'mount -t tmpfs none /tmp', 'umount /workspace',
 		'unshare -U true', 'unshare -n true', 'chroot / true', 'mknod /tmp/m c 1 1', 'su nobody -s /bin/true', 'kill -9 1 && sleep 1 && kill -0 1 && false',
 		'echo 1 >/proc/sys/kernel/panic', 'echo x >/proc/sysrq-trigger', 'ulimit -u 1000', 'ulimit -d unlimited', 'hostname other',
+		"python3 -c 'import socket; socket.socket(40, 1)'", "python3 -c 'import socket; socket.socket(17, 3)'",
+		"python3 -c 'import ctypes; exit(ctypes.CDLL(None).syscall(250, 0, -3, 1) < 0)'",
+		"python3 -c 'import ctypes; exit(ctypes.CDLL(None).syscall(321, 0, 0, 0) < 0)'",
+		'grep . /proc/cmdline', 'grep . /proc/keys', 'ulimit -n 5000', 'echo x >&0',
 		'dmesg', 'chown 0 /workspace', 'nsenter -t 1 -n true', 'ip link set lo down')
 	{
 		my ($how) = run($lease, "($attempt) >/dev/null 2>&1");
 		like($how, qr/^(exited [1-9]|signalled)/, $attempt);
 	}
-	is((run($lease, 'echo well'))[1], 'well', 'and nothing is broken');
+	is((run($lease, "python3 -c 'import socket; [socket.socket(f, 1).close() for f in (1, 2, 10)]; print(\"well\")'"))[1], 'well',
+		'and nothing is broken');
+	my $directory = Leasehold::Sandbox::directory($node);
+	is((run($lease, "grep -cE '$directory|leasehold_sandbox' /proc/self/mountinfo"))[1], '0', 'no mount tells where the host has it');
+	is((run($lease, 'echo more >>/proc/self/fd/0 && echo written', q(stdin => 'input')))[1], '', 'its input cannot grow');
 };
 
 subtest 'limits' => sub {

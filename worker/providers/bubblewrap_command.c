@@ -47,7 +47,8 @@
 #define PASSWD_FD			6
 #define GROUP_FD			7
 #define HOSTS_FD			8
-#define CHILD_FDS			9
+#define HELPER_FD			9
+#define CHILD_FDS			10
 
 typedef struct SandboxCommand
 {
@@ -208,6 +209,7 @@ open_channels(SandboxCommand *state, const json_t *params, int *fds)
 	fds[PASSWD_FD] = text_file("sandbox:x:" SANDBOX_USER ":" SANDBOX_USER "::/workspace:/bin/sh\n"
 							   "nobody:x:65534:65534::/:/bin/false\n");
 	fds[GROUP_FD] = text_file("sandbox:x:" SANDBOX_USER ":\nnogroup:x:65534:\n");
+	fds[HELPER_FD] = open(sandbox_host_helper(), O_RDONLY | O_CLOEXEC);
 	fds[HOSTS_FD] = text_file("127.0.0.1 localhost sandbox\n::1 localhost\n");
 	for (int i = 0; i < CHILD_FDS; i++)
 	{
@@ -230,7 +232,18 @@ bubblewrap_arguments(const SandboxCommand *state)
 		"--ro-bind-data", CppAsString2(PASSWD_FD), "/etc/passwd", "--ro-bind-data", CppAsString2(GROUP_FD), "/etc/group",
 		"--ro-bind-data", CppAsString2(HOSTS_FD), "/etc/hosts", "--proc", "/proc", "--dev", "/dev",
 	};
-	static const char *const last[] = {"--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/"};
+
+	/* of the host, and nobody's business */
+	static const char *const masked[] = {"/proc/cmdline", "/proc/keys", "/proc/key-users"};
+
+	/*
+	 * the first process: its content, so that nothing tells where the host
+	 * has it
+	 */
+	static const char *const last[] = {
+		"--perms", "0555", "--ro-bind-data", CppAsString2(HELPER_FD), "/.leasehold",
+		"--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/",
+	};
 	StringInfoData list;
 
 	initStringInfo(&list);
@@ -241,9 +254,13 @@ bubblewrap_arguments(const SandboxCommand *state)
 	add_mount(&list, state, "shm", "/dev/shm");
 	add_mount(&list, state, "tmp", "/tmp");
 	add_mount(&list, state, "work", "/workspace");
-	add_string(&list, "--ro-bind");
-	add_string(&list, sandbox_host_helper());
-	add_string(&list, "/.leasehold");
+	for (int i = 0; i < (int) lengthof(masked); i++)
+	{
+		const char *const mask[] = {"--ro-bind", "/dev/null", masked[i]};
+
+		if (access(masked[i], F_OK) == 0)
+			add_words(&list, mask, lengthof(mask));
+	}
 	add_words(&list, last, lengthof(last));
 	return child_process_memory_file("leasehold arguments", list.data, list.len);
 }
