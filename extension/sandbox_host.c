@@ -3,50 +3,28 @@
  *		Whether, and how, this host can run sandboxes of the provider "bubblewrap".
  *
  * Workspaces are file systems in memory, each of its own size; in the directory
- * that is configured are only their mount points and who holds them.  A sandbox
- * sees the system's programs and libraries, read-only, and nothing of the data
- * directory, whatever the administrator configured: that is checked here.
+ * that is configured are only their mount points and who holds them.
  */
 #include "postgres.h"
 #include "compat.h"
 
-#include <limits.h>
 #include <sys/stat.h>
-#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include "fmgr.h"
 #include "miscadmin.h"
-#include "postmaster/postmaster.h"
 #include "utils/builtins.h"
-#include "utils/varlena.h"
 
+#include "sandbox_exposure.h"
 #include "sandbox_host.h"
+#include "sandbox_space.h"
 #include "settings.h"
 
 PG_FUNCTION_INFO_V1(leasehold_sandbox_problem);
 
 #define HELPER_NAME			"leasehold_sandbox"
 
-/* Programs, libraries, and what they look for in /etc; no configuration of the host. */
-static const char *const system_paths[] = {
-	"/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32",
-	"/etc/alternatives", "/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.conf.d", "/etc/localtime",
-	"/etc/mime.types", "/etc/terminfo", "/etc/ssl/certs", "/etc/ssl/openssl.cnf",
-};
-
-typedef struct Hidden
-{
-	const char *path;			/* real path of what must not be seen */
-	const char *exposed_by;
-} Hidden;
-
 static bool directory_problem(StringInfo problem);
-static bool exposure_problem(StringInfo problem);
-static bool is_exposed(const char *path, const char *what, StringInfo problem);
-static void compare_exposed(const char *path, void *arg);
-static bool space_problem(int64 workspace_mb, StringInfo problem);
-static int64 available_memory_mb(void);
 
 const char *
 sandbox_host_helper(void)
@@ -81,7 +59,7 @@ sandbox_host_problem(int64 workspace_mb, StringInfo problem)
 	else if (access(sandbox_host_helper(), X_OK) != 0)
 		appendStringInfo(problem, "\"%s\" is not installed", sandbox_host_helper());
 	else
-		return directory_problem(problem) || exposure_problem(problem) || space_problem(workspace_mb, problem);
+		return directory_problem(problem) || sandbox_exposure_problem(problem) || sandbox_space_problem(workspace_mb, problem);
 	return true;
 }
 
@@ -107,105 +85,4 @@ directory_problem(StringInfo problem)
 	else
 		return false;
 	return true;
-}
-
-/* What must not be seen from within. */
-static bool
-exposure_problem(StringInfo problem)
-{
-	char	   *sockets = pstrdup(Unix_socket_directories);
-	List	   *directories = NIL;
-	ListCell   *cell;
-
-	if (is_exposed(DataDir, "the data directory", problem) ||
-		is_exposed(setting_bubblewrap_directory, "leasehold.bubblewrap_directory", problem) ||
-		(setting_token_directory[0] != '\0' && is_exposed(setting_token_directory, "leasehold.token_directory", problem)))
-		return true;
-	if (!SplitDirectoriesString(sockets, ',', &directories))
-		return false;
-	foreach(cell, directories)
-	{
-		if (((char *) lfirst(cell))[0] == '/' && is_exposed(lfirst(cell), "a directory of the server's sockets", problem))
-			return true;
-	}
-	return false;
-}
-
-static bool
-is_exposed(const char *path, const char *what, StringInfo problem)
-{
-	char		real[PATH_MAX]; /* as realpath() wants it */
-	Hidden		hidden = {real, NULL};
-
-	if (realpath(path, real) == NULL)
-		return false;
-	sandbox_host_exposed(compare_exposed, &hidden);
-	if (hidden.exposed_by == NULL)
-		return false;
-	appendStringInfo(problem, "%s would be seen in sandboxes: it is below \"%s\"", what, hidden.exposed_by);
-	return true;
-}
-
-static void
-compare_exposed(const char *path, void *arg)
-{
-	Hidden	   *hidden = arg;
-	char		real[PATH_MAX]; /* as realpath() wants it */
-	size_t		length;
-
-	if (realpath(path, real) == NULL)
-		return;
-	length = strlen(real);
-	if (strncmp(hidden->path, real, length) == 0 && (hidden->path[length] == '/' || hidden->path[length] == '\0' || length == 1))
-		hidden->exposed_by = pstrdup(path);
-}
-
-void
-sandbox_host_exposed(void (*each) (const char *path, void *arg), void *arg)
-{
-	char	   *more = pstrdup(setting_bubblewrap_read_only);
-	char	   *save;
-
-	for (int i = 0; i < (int) lengthof(system_paths); i++)
-		each(system_paths[i], arg);
-	for (char *path = strtok_r(more, ":", &save); path != NULL; path = strtok_r(NULL, ":", &save))
-	{
-		if (path[0] == '/')
-			each(path, arg);
-	}
-	pfree(more);
-}
-
-static bool
-space_problem(int64 workspace_mb, StringInfo problem)
-{
-	struct statvfs space;
-	int64		memory = available_memory_mb();
-
-	if (statvfs(setting_bubblewrap_directory, &space) != 0)
-		appendStringInfo(problem, "leasehold.bubblewrap_directory cannot be examined: %s", strerror(errno));
-	else if (space.f_bavail < 1024 || (space.f_files > 0 && space.f_favail < 1024))
-		appendStringInfoString(problem, "there is no space left in leasehold.bubblewrap_directory");
-	else if (memory >= 0 && memory - workspace_mb < setting_bubblewrap_free_memory)
-		appendStringInfo(problem, "memory is short: %lld MB are available, and leasehold.bubblewrap_free_memory (%d MB) must stay so",
-						 (long long) memory, setting_bubblewrap_free_memory);
-	else
-		return false;
-	return true;
-}
-
-/* -1 if the kernel does not say: see proc(5). */
-static int64
-available_memory_mb(void)
-{
-	FILE	   *file = fopen("/proc/meminfo", "r");
-	char		line[200];
-	long long	kb = -1;
-
-	if (file == NULL)
-		return -1;
-	while (kb < 0 && fgets(line, sizeof(line), file) != NULL)
-		(void) sscanf(line, "MemAvailable: %lld kB", &kb);
-	fclose(file);
-	return kb < 0 ? -1 : kb / 1024;
 }

@@ -17,10 +17,4 @@ extern const char *sandbox_host_helper(void);
  */
 extern bool sandbox_host_problem(int64 workspace_mb, StringInfo problem);
 
-/*
- * Calls back for every path of the host that a sandbox sees, which it can only
- * read.
- */
-extern void sandbox_host_exposed(void (*each) (const char *path, void *arg), void *arg);
-
 #endif							/* LEASEHOLD_SANDBOX_HOST_H */

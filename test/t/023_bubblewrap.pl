@@ -65,7 +65,22 @@ subtest 'what the host must have' => sub {
 	set('leasehold.bubblewrap_free_memory', '64MB');
 	set('leasehold.bubblewrap_read_only', '/nonexistent:' . $node->basedir);
 	like($node->doctor, qr/sandboxes_unavailable: .*the data directory would be seen/, 'a data directory that is not shown');
+	my ($space, $logs) = map { $node->basedir . "/$_" } 'space', 'logs';
+	mkdir $_ or die $! for $space, $logs, "$logs/old";
+	$node->owner("CREATE TABLESPACE elsewhere LOCATION '$space'");
+	set('log_directory', $logs);
+	for my $exposed (
+		[ $node->data_dir . '/base', qr/the data directory would be seen in sandboxes: "\S+base" is in it/, 'a part of it' ],
+		[ $space, qr/a tablespace would be seen in sandboxes: it is below/, 'a tablespace' ],
+		[ "$logs/old", qr/the server's log would be seen in sandboxes: "\S+old" is in it/, 'a part of the log' ],
+		[ $node->host, qr/(sockets|data directory) would be seen/, 'sockets' ])
+	{
+		set('leasehold.bubblewrap_read_only', "/nonexistent:$exposed->[0]");
+		like($node->doctor, $exposed->[1], "nor $exposed->[2]");
+	}
 	set('leasehold.bubblewrap_read_only', '');
+	unset('log_directory');
+	$node->owner('DROP TABLESPACE elsewhere');
 	set('leasehold.bubblewrap_program', '/nonexistent');
 	like($node->doctor, qr/sandboxes_unavailable: .*install the package bubblewrap/, 'bubblewrap');
 	unset('leasehold.bubblewrap_program');
@@ -111,6 +126,24 @@ subtest 'a place to work' => sub {
 	ends($command);
 	is($node->owner("SELECT md5(string_agg(data, ''::bytea ORDER BY seq)) FROM leasehold.command_output WHERE command_id = '$command'"),
 		$sum, 'what it wrote is kept byte for byte');
+};
+
+subtest 'what came to be exposed later' => sub {
+	set('leasehold.bubblewrap_read_only', $node->basedir);
+	is((run($lease, 'echo here'))[0], 'failed', 'a command does not begin');
+	like($node->owner("SELECT failure_code || ' ' || failure_reason FROM leasehold.commands ORDER BY requested_at DESC LIMIT 1"),
+		qr/^sandbox_unavailable .*the data directory would be seen/, 'and says why');
+	unset('leasehold.bubblewrap_read_only');
+	eventually { (run($lease, 'echo here'))[1] eq 'here' } 'until the path is taken away';
+};
+
+subtest 'memory that is promised' => sub {
+	set('leasehold.bubblewrap_free_memory', '1000GB');
+	like($node->doctor, qr/of which workspaces may still take (49|50) MB/, 'to an empty workspace');
+	run($lease, 'head -c 20M /dev/zero >/tmp/big');
+	like($node->doctor, qr/of which workspaces may still take (29|30) MB/, 'and to one that is partly filled');
+	run($lease, 'rm /tmp/big');
+	set('leasehold.bubblewrap_free_memory', '64MB');
 };
 
 subtest 'output as it comes' => sub {

@@ -50,6 +50,7 @@ typedef struct SandboxCall
 	char		path[MAXPGPATH];
 	int			pidfd;			/* of what was started, or is to go */
 	int			ready_fd;		/* -1: it is to go */
+	int64		coming_mb;		/* what its workspace will be able to take */
 	EventWatch *watch;
 	EventTimer	patience;
 	MemoryContextCallback cleanup;
@@ -76,6 +77,8 @@ static void stop_watching(SandboxCall *state);
 static void clean_up(void *arg);
 static char *list_entries(const char *installation, const char *company);
 static int64 number(const json_t *params, const char *name, int64 otherwise);
+
+static int64 all_coming_mb = 0; /* what sandboxes are to get that are not there to be seen yet */
 
 const Provider bubblewrap_provider = {
 	.name = "bubblewrap",
@@ -110,7 +113,7 @@ bubblewrap_acquire(Call *call)
 		got(state);
 	else if (found == SANDBOX_UNCLEAR)
 		missing(state, found);
-	else if (sandbox_host_problem(workspace_mb, &problem))
+	else if (sandbox_host_problem(workspace_mb + all_coming_mb, &problem))
 		finish(state, OUTCOME_RETRY, "sandbox_unavailable", problem.data);
 	else
 	{
@@ -261,6 +264,8 @@ start_holder(SandboxCall *state, int64 workspace_mb)
 		finish(state, OUTCOME_RETRY, "sandbox_unavailable", problem ? problem : "no descriptors are left");
 		return;
 	}
+	state->coming_mb = workspace_mb;
+	all_coming_mb += workspace_mb;
 	event_loop_set_timer(&state->patience, PATIENCE_MS);
 }
 
@@ -439,6 +444,8 @@ stop_watching(SandboxCall *state)
 	if (state->watch != NULL)
 		event_loop_remove(state->watch);
 	state->watch = NULL;
+	all_coming_mb -= state->coming_mb;
+	state->coming_mb = 0;
 }
 
 static void

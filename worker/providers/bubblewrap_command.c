@@ -31,6 +31,7 @@
 #include "child_process.h"
 #include "command_output.h"
 #include "event_loop.h"
+#include "sandbox_exposure.h"
 #include "sandbox_host.h"
 #include "sandbox_request.h"
 #include "settings.h"
@@ -116,6 +117,7 @@ bubblewrap_execute(Call *call)
 	const char *code;
 	const char *message;
 	CallOutcome outcome;
+	StringInfoData problem;
 
 	state->call = call;
 	state->pidfd = state->output_fd[0] = state->output_fd[1] = state->status_fd = -1;
@@ -130,9 +132,12 @@ bubblewrap_execute(Call *call)
 	call->transport = state;
 	call->command->drained = drained;
 
+	initStringInfo(&problem);
 	found = bubblewrap_directory(installation, id ? id : "", state->path) ? bubblewrap_holder(state->path, &holder) : SANDBOX_GONE;
 	if (!setting_bubblewrap)
 		not_started(call, OUTCOME_FAILED, "provider_forbidden", "leasehold.bubblewrap is off");
+	else if (found == SANDBOX_THERE && sandbox_exposure_problem(&problem))
+		not_started(call, OUTCOME_RETRY, "sandbox_unavailable", problem.data);
 	else if (found == SANDBOX_THERE)
 		start(state, params, &holder);
 	else
@@ -248,7 +253,7 @@ bubblewrap_arguments(const SandboxCommand *state)
 
 	initStringInfo(&list);
 	add_words(&list, before, lengthof(before));
-	sandbox_host_exposed(add_exposed, &list);
+	sandbox_exposed(add_exposed, &list);
 	add_words(&list, after, lengthof(after));
 	/* all of them count for the size of the workspace */
 	add_mount(&list, state, "shm", "/dev/shm");
