@@ -33,6 +33,14 @@ SELECT test.is('what is told of the ' || e.action, (SELECT string_agg(k || '=' |
 SELECT test.is('the timeline is the same', string_agg(t.action, ' ' ORDER BY t.occurred_at), string_agg(e.action, ' ' ORDER BY e.occurred_at))
   FROM leasehold.lease_timeline AS t FULL JOIN leasehold.audit_events AS e USING (occurred_at, action)
  WHERE t.lease_id = test.id('told') AND e.entity_id = test.id('told')::text;
+-- with its commands
+SELECT leasehold.request_lease('plain', lease_id => test.id('told of commands')) = test.id('told of commands') AS requested;
+SELECT test.is('active', (leasehold.wait_for_lease(test.id('told of commands'), '30 seconds')).status, 'active');
+SELECT leasehold.start_command(test.id('told of commands'), '{echo,x}', command_id => test.id('told command')) = test.id('told command') AS started;
+SELECT test.is('ends', (leasehold.wait_for_command(test.id('told command'), '30 seconds')).outcome, 'exited');
+SELECT test.is('a timeline with a command', string_agg(replace(t.action, 'environment.', '') || CASE t.command_id WHEN test.id('told command') THEN '*' ELSE '' END, ' ' ORDER BY t.occurred_at),
+               'lease_requested lease_acquired command_requested* command_finished*')
+  FROM leasehold.lease_timeline AS t WHERE t.lease_id = test.id('told of commands');
 -- 97: without an agent there is none in the events
 SELECT leasehold.request_lease('plain', lease_id => test.id('told of nobody')) = test.id('told of nobody') AS requested;
 SELECT test.is('active', (leasehold.wait_for_lease(test.id('told of nobody'), '30 seconds')).status, 'active');

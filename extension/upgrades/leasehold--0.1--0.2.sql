@@ -2249,6 +2249,20 @@ BEGIN
 END
 $$;
 
+CREATE OR REPLACE VIEW leasehold.lease_timeline WITH (security_barrier) AS
+    SELECT a.company_id, a.entity_id::uuid AS lease_id, a.occurred_at, a.action, a.acting_role, a.asserted_actor,
+           a.agent_id, a.issue_id, a.run_id, a.details, NULL::uuid AS command_id
+      FROM leasehold.audit_events AS a
+     WHERE a.entity_type = 'environment_lease'
+     UNION ALL
+    SELECT k.company_id, k.lease_id, a.occurred_at, a.action, a.acting_role, a.asserted_actor,
+           a.agent_id, a.issue_id, a.run_id, a.details, k.id
+      FROM leasehold.commands AS k
+      JOIN leasehold.audit_events AS a
+        ON a.company_id = k.company_id AND a.entity_type = 'command' AND a.entity_id = k.id::text;
+
+COMMENT ON VIEW leasehold.lease_timeline IS 'What happened to each lease and its commands; order by occurred_at';
+
 CREATE OR REPLACE FUNCTION leasehold_internal.doctor(OUT severity text, OUT code text, OUT finding text, OUT what_to_do text)
     RETURNS SETOF record LANGUAGE plpgsql STABLE AS $$
 #variable_conflict use_column
