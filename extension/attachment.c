@@ -9,7 +9,9 @@
  * session ends, the note is left to the workers, which do the rest.  Nothing
  * that happens then can fail: no memory is needed, and no lock but a spinlock.
  *
- * Commits leave an attachment alone.  Only one that is undone by no error is
+ * A procedure that is called by one that is attached shares its attachment: what
+ * it attaches comes to it, but for its command, and only the outermost detaches
+ * all.  Commits leave an attachment alone.  Only one that is undone by no error is
  * lost: that of a server that crashes.  For this case a queued command carries a
  * mark in the dispatch table, too; see worker/left_calls.c.
  */
@@ -36,15 +38,26 @@ PG_FUNCTION_INFO_V1(leasehold_attach_call);
 PG_FUNCTION_INFO_V1(leasehold_detach_call);
 PG_FUNCTION_INFO_V1(leasehold_attached_calls);
 
+/* Of those that were left: more of one company are not piled up, since all companies share the slots. */
+#define LEFT_OF_COMPANY_MIN 10
+#define LEFT_OF_COMPANY_MAX Max(LEFT_OF_COMPANY_MIN, shared_state->max_attachments / 4)
+
 static SharedAttachment *mine = NULL;	/* what this session holds */
 static SharedDatabase *my_database = NULL;
+static TimestampTz begun_in = 0;	/* the statement in which it began */
+static int	inner = 0;			/* procedures that began within it */
 
 static void require_procedure(void);
 static void require_service(void);
-static void take_slot(void);
+static void hold(FunctionCallInfo fcinfo, const pg_uuid_t *company, int generation);
+static void require_same(FunctionCallInfo fcinfo, const pg_uuid_t *company);
+static void take_slot(const pg_uuid_t *company);
+static void require_few_left(const pg_uuid_t *company);
 static void leave(void);
 static void give_up_slot(bool to_worker);
-static void check_subjects(FunctionCallInfo fcinfo, pg_uuid_t *company);
+static void let_go(const pg_uuid_t *lease, const pg_uuid_t *command);
+static void check_subjects(FunctionCallInfo fcinfo, pg_uuid_t *company, int *generation);
+static void unmark(const pg_uuid_t *company, const pg_uuid_t *command);
 static void xact_callback(XactEvent event, void *arg);
 static void exit_callback(int code, Datum arg);
 
@@ -61,38 +74,98 @@ attachment_init(void)
 Datum
 leasehold_attach_call(PG_FUNCTION_ARGS)
 {
+	bool		begins = PG_ARGISNULL(0) && PG_ARGISNULL(1);
 	pg_uuid_t	company;
-	int			part;
+	int			generation;
 
 	require_procedure();
 	require_service();
-	if (mine != NULL && PG_ARGISNULL(0) && PG_ARGISNULL(1))
+	if (mine != NULL && begun_in != GetCurrentStatementStartTimestamp())
 		leave();
-	check_subjects(fcinfo, &company);
-	part = DatumGetUInt32(DirectFunctionCall1(uuid_hash, UUIDPGetDatum(&company))) % SHARDS % setting_workers;
+	check_subjects(fcinfo, &company, &generation);
 	if (mine == NULL)
-		take_slot();
-
-	SpinLockAcquire(&mine->mutex);
-	mine->company = company;
-	mine->part = part;
-	if (!PG_ARGISNULL(0))
-		mine->lease = *PG_GETARG_UUID_P(0);
-	if (!PG_ARGISNULL(1))
-		mine->command = *PG_GETARG_UUID_P(1);
-	SpinLockRelease(&mine->mutex);
+	{
+		take_slot(&company);
+		begun_in = GetCurrentStatementStartTimestamp();
+	}
+	else if (begins)
+		inner++;
+	if (!begins)
+		hold(fcinfo, &company, generation);
 	PG_RETURN_VOID();
 }
 
+static void
+hold(FunctionCallInfo fcinfo, const pg_uuid_t *company, int generation)
+{
+	require_same(fcinfo, company);
+	SpinLockAcquire(&mine->mutex);
+	mine->company = *company;
+	mine->part = DatumGetUInt32(DirectFunctionCall1(uuid_hash, UUIDPGetDatum(company))) % SHARDS % setting_workers;
+	if (!PG_ARGISNULL(0))
+	{
+		mine->lease = *PG_GETARG_UUID_P(0);
+		mine->generation = generation;
+	}
+	if (!PG_ARGISNULL(1))
+		mine->command = *PG_GETARG_UUID_P(1);
+	SpinLockRelease(&mine->mutex);
+}
+
+/* One company, and one lease, at a time. */
+static void
+require_same(FunctionCallInfo fcinfo, const pg_uuid_t *company)
+{
+	bool		holds_lease = !attachment_is_nil(&mine->lease);
+	bool		other_lease = holds_lease && !PG_ARGISNULL(0) && memcmp(&mine->lease, PG_GETARG_UUID_P(0), UUID_LEN) != 0;
+	bool		other_company = (holds_lease || !attachment_is_nil(&mine->command)) &&
+	memcmp(&mine->company, company, UUID_LEN) != 0;
+
+	if (other_company || (other_lease && inner > 0))
+		ereport(ERROR,
+				(leasehold_error(LHE_WRONG_STATE),
+				 errmsg("this CALL is attached to %s already", other_company ? "what is another company's" : "another lease"),
+				 errhint("The procedure can end that with detach_call() before it calls another.")));
+}
+
 /*
- * detach_call(): the CALL has seen the end.
+ * detach_call(lease_id, command_id): the CALL has seen the end, of these or of
+ * all that it began.
  */
 Datum
 leasehold_detach_call(PG_FUNCTION_ARGS)
 {
-	if (mine != NULL)
+	pg_uuid_t	company;
+	pg_uuid_t	command;
+
+	if (mine == NULL)
+		PG_RETURN_VOID();
+	company = mine->company;
+	command = mine->command;
+	if (!PG_ARGISNULL(0) || !PG_ARGISNULL(1))
+		let_go(PG_ARGISNULL(0) ? NULL : PG_GETARG_UUID_P(0), PG_ARGISNULL(1) ? NULL : PG_GETARG_UUID_P(1));
+	else if (inner > 0)
+	{
+		inner--;
+		let_go(NULL, &command);
+	}
+	else
 		give_up_slot(false);
+	if (!attachment_is_nil(&command) && (mine == NULL || attachment_is_nil(&mine->command)))
+		unmark(&company, &command);
 	PG_RETURN_VOID();
+}
+
+/* Those that are held. */
+static void
+let_go(const pg_uuid_t *lease, const pg_uuid_t *command)
+{
+	SpinLockAcquire(&mine->mutex);
+	if (lease != NULL && memcmp(&mine->lease, lease, UUID_LEN) == 0)
+		memset(&mine->lease, 0, sizeof(pg_uuid_t));
+	if (command != NULL && memcmp(&mine->command, command, UUID_LEN) == 0)
+		memset(&mine->command, 0, sizeof(pg_uuid_t));
+	SpinLockRelease(&mine->mutex);
 }
 
 /*
@@ -131,9 +204,11 @@ require_service(void)
 }
 
 static void
-take_slot(void)
+take_slot(const pg_uuid_t *company)
 {
 	static bool at_exit = false;
+
+	require_few_left(company);
 
 	if (!at_exit)
 	{
@@ -151,7 +226,7 @@ take_slot(void)
 			slot->state = ATTACHMENT_HELD;
 			slot->database = MyDatabaseId;
 			slot->pid = MyProcPid;
-			memset(&slot->company, 0, sizeof(pg_uuid_t));
+			slot->company = *company;
 			memset(&slot->lease, 0, sizeof(pg_uuid_t));
 			memset(&slot->command, 0, sizeof(pg_uuid_t));
 			mine = slot;
@@ -164,6 +239,28 @@ take_slot(void)
 				 errmsg("too many sessions wait for their commands already"),
 				 errhint("Try again later, or raise leasehold.max_attached_calls (now %d) and restart the server.",
 						 shared_state->max_attachments)));
+}
+
+static void
+require_few_left(const pg_uuid_t *company)
+{
+	int			left = 0;
+
+	for (int i = 0; i < shared_state->max_attachments; i++)
+	{
+		SharedAttachment *slot = &shared_attachments[i];
+
+		SpinLockAcquire(&slot->mutex);
+		if (slot->state == ATTACHMENT_LEFT && slot->database == MyDatabaseId &&
+			memcmp(&slot->company, company, UUID_LEN) == 0)
+			left++;
+		SpinLockRelease(&slot->mutex);
+	}
+	if (left >= LEFT_OF_COMPANY_MAX)
+		ereport(ERROR,
+				(leasehold_error(LHE_QUOTA_EXCEEDED),
+				 errmsg("what %d earlier CALLs of this company left behind has not been ended yet", left),
+				 errhint("Somebody may have their leases locked: see pg_stat_activity for transactions that stay open.")));
 }
 
 /* Leaves what this session holds to the workers. */
@@ -190,11 +287,12 @@ give_up_slot(bool to_worker)
 	mine->state = to_worker ? ATTACHMENT_LEFT : ATTACHMENT_FREE;
 	SpinLockRelease(&mine->mutex);
 	mine = NULL;
+	inner = 0;
 }
 
-/* The company, if it is the caller's and has these; marks the command. */
+/* The company, if it is the caller's and has these, and the lease's generation; marks the command. */
 static void
-check_subjects(FunctionCallInfo fcinfo, pg_uuid_t *company)
+check_subjects(FunctionCallInfo fcinfo, pg_uuid_t *company, int *generation)
 {
 	Datum		args[3];
 	char		nulls[3];
@@ -206,10 +304,24 @@ check_subjects(FunctionCallInfo fcinfo, pg_uuid_t *company)
 		args[i] = PG_ARGISNULL(i) ? (Datum) 0 : PG_GETARG_DATUM(i);
 	}
 	SPI_connect();
-	if (SPI_execute_with_args("SELECT leasehold_internal.check_attachment($1, $2, $3)", 3,
+	if (SPI_execute_with_args("SELECT * FROM leasehold_internal.check_attachment($1, $2, $3)", 3,
 							  (Oid[]) {UUIDOID, UUIDOID, TEXTOID}, args, nulls, false, 1) != SPI_OK_SELECT)
 		elog(ERROR, "could not check what is to be attached");
 	*company = *DatumGetUUIDP(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
+	*generation = DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2, &isnull));
+	SPI_finish();
+}
+
+/* Its end is nobody's business any more, if the server crashes either. */
+static void
+unmark(const pg_uuid_t *company, const pg_uuid_t *command)
+{
+	Datum		args[] = {UUIDPGetDatum(company), UUIDPGetDatum(command)};
+
+	SPI_connect();
+	if (SPI_execute_with_args("SELECT leasehold_internal.unmark_attached($1, $2)", 2, (Oid[]) {UUIDOID, UUIDOID}, args, NULL, false, 1) !=
+		SPI_OK_SELECT)
+		elog(ERROR, "could not take the mark from a command");
 	SPI_finish();
 }
 
@@ -243,35 +355,46 @@ attachment_is_nil(const pg_uuid_t *id)
 }
 
 int
-attachment_read_left(Oid database, int part, LeftAttachment *list, int most)
+attachment_read_left(Oid database, int part, int *from, LeftAttachment *list, int most)
 {
 	int			count = 0;
+	int			most_slots = shared_state->max_attachments;
 
-	for (int i = 0; i < shared_state->max_attachments && count < most; i++)
+	for (int looked = 0; looked < most_slots && count < most; looked++)
 	{
-		SharedAttachment *slot = &shared_attachments[i];
+		SharedAttachment *slot = &shared_attachments[*from % most_slots];
 
 		SpinLockAcquire(&slot->mutex);
 		if (slot->state == ATTACHMENT_LEFT && slot->database == database && slot->part == part)
 		{
-			list[count].slot = i;
+			list[count].slot = *from % most_slots;
 			list[count].company = slot->company;
 			list[count].lease = slot->lease;
+			list[count].generation = slot->generation;
 			list[count].command = slot->command;
 			count++;
 		}
 		SpinLockRelease(&slot->mutex);
+		*from = (*from + 1) % most_slots;
 	}
 	return count;
 }
 
 void
-attachment_free(SharedWorker *worker, int slot)
+attachment_free(SharedWorker *worker, const LeftAttachment *done)
 {
-	SpinLockAcquire(&shared_attachments[slot].mutex);
-	shared_attachments[slot].state = ATTACHMENT_FREE;
-	SpinLockRelease(&shared_attachments[slot].mutex);
-	pg_atomic_fetch_sub_u32(&worker->left_calls, 1);
+	SharedAttachment *slot = &shared_attachments[done->slot];
+	bool		is_it;
+
+	SpinLockAcquire(&slot->mutex);
+	/* the slots of a database that has gone are freed by others */
+	is_it = slot->state == ATTACHMENT_LEFT && memcmp(&slot->lease, &done->lease, UUID_LEN) == 0 &&
+		memcmp(&slot->command, &done->command, UUID_LEN) == 0;
+	if (is_it)
+		slot->state = ATTACHMENT_FREE;
+	SpinLockRelease(&slot->mutex);
+	if (is_it)
+		pg_atomic_fetch_sub_u32(&worker->left_calls, 1);
 }
 
 bool

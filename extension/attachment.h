@@ -16,6 +16,7 @@ typedef struct LeftAttachment
 	int			slot;
 	pg_uuid_t	company;
 	pg_uuid_t	lease;
+	int			generation;		/* of the lease */
 	pg_uuid_t	command;
 } LeftAttachment;
 
@@ -27,11 +28,14 @@ extern bool attachment_has(const pg_uuid_t *subject);
 
 extern bool attachment_is_nil(const pg_uuid_t *id);
 
-/* What sessions of a database have left to one of its workers, most at a time. */
-extern int	attachment_read_left(Oid database, int part, LeftAttachment *list, int most);
+/*
+ * What sessions of a database have left to one of its workers, most at a time:
+ * those that come after the slot "from", which goes on.
+ */
+extern int	attachment_read_left(Oid database, int part, int *from, LeftAttachment *list, int most);
 
-/* The worker has done its duty for a slot that was left. */
-extern void attachment_free(SharedWorker *worker, int slot);
+/* The worker has done its duty for what was left. */
+extern void attachment_free(SharedWorker *worker, const LeftAttachment *done);
 
 /* Whether a session of the database holds, or left, the command. */
 extern bool attachment_exists(Oid database, const pg_uuid_t *company, const pg_uuid_t *command);

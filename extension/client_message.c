@@ -4,8 +4,8 @@
  *
  * What a command writes is its owner's, and may be much.  Whether a message is
  * for the log is decided when it begins, from log_min_messages; so that is
- * raised for as long as it takes.  Nothing else can be logged meanwhile, since
- * interrupts are held off; a client that is lost is noticed at the next check.
+ * raised just then.  It is sent like any other: a session that waits for its
+ * client to read can be terminated.
  */
 #include "postgres.h"
 #include "compat.h"
@@ -13,38 +13,72 @@
 #include "catalog/namespace.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
+#include "storage/latch.h"
+#include "tcop/dest.h"
+#include "tcop/tcopprot.h"
 #include "utils/elog.h"
 #include "utils/guc.h"
+#include "utils/wait_event.h"
 
 #include "client_message.h"
 
+static int	set_log_min_messages(int level);
 static const char *in_clients_encoding(const char *text);
 
 void
 client_message(const char *text)
 {
-	const char *volatile sent = in_clients_encoding(text);
+	const char *sent = in_clients_encoding(text);
+	ErrorContextCallback *save_context = error_context_stack;
 	int			save_log_min_messages = log_min_messages;
 
-	HOLD_INTERRUPTS();
-	PG_TRY();
-	{
-		log_min_messages = PANIC;
+	/*
+	 * Where in a procedure it comes from would be said with each line.  An
+	 * interrupt that comes while it is sent leaves this to its own handler.
+	 */
+	error_context_stack = NULL;
+	log_min_messages = PANIC;
+	ereport(INFO, (set_log_min_messages(save_log_min_messages), errmsg_internal("%s", sent)));
+	log_min_messages = save_log_min_messages;
+	error_context_stack = save_context;
+}
 
-		/*
-		 * where in a procedure it comes from would be said with each line;
-		 * PG_TRY restores it
-		 */
-		error_context_stack = NULL;
-		ereport(INFO, (errmsg_internal("%s", sent)));
-	}
-	PG_FINALLY();
+static int
+set_log_min_messages(int level)
+{
+	log_min_messages = level;
+	return 0;
+}
+
+bool
+client_message_room(TimestampTz give_up)
+{
+	if (MyProcPort == NULL || whereToSendOutput != DestRemote)
+		return true;
+	for (;;)
 	{
-		log_min_messages = save_log_min_messages;
+		int64		left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), give_up);
+		WaitEvent	events[FeBeWaitSetNEvents];
+		uint32		happened = 0;
+		int			count;
+
+		ModifyWaitEvent(FeBeWaitSet, FeBeWaitSetSocketPos, WL_SOCKET_WRITEABLE, NULL);
+		count = WaitEventSetWait(FeBeWaitSet, left, events, lengthof(events), WAIT_EVENT_CLIENT_WRITE);
+		for (int i = 0; i < count; i++)
+			happened |= events[i].events;
+		if (happened & WL_POSTMASTER_DEATH)
+			ereport(FATAL,
+					(errcode(ERRCODE_ADMIN_SHUTDOWN),
+					 errmsg("terminating connection due to unexpected postmaster exit")));
+		if (happened & WL_LATCH_SET)
+			ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+		/* one that is lost has room, too: what is sent to it finds out */
+		if (happened & WL_SOCKET_WRITEABLE)
+			return true;
+		if (left <= 0 && (happened & WL_LATCH_SET) == 0)
+			return false;
 	}
-	PG_END_TRY();
-	RESUME_INTERRUPTS();
-	CHECK_FOR_INTERRUPTS();
 }
 
 /* An error would end what the message is about. */

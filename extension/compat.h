@@ -34,6 +34,10 @@ extern int no_such_variable
 #endif
 
 /* libpq/libpq.h would need the headers of every library the server was built with */
+struct WaitEventSet;
 extern bool pq_check_connection(void);
+extern PGDLLIMPORT struct WaitEventSet *FeBeWaitSet;
+#define FeBeWaitSetSocketPos 0
+#define FeBeWaitSetNEvents 3
 
 #endif							/* LEASEHOLD_COMPAT_H */

@@ -2,9 +2,10 @@
  * follow.c
  *		Waiting for a lease or a command, and showing the client meanwhile what happens.
  *
- * A CALL follows in short turns and commits in between.  What must be known from
- * one turn to the next, such as a line that has not ended, is kept as long as the
- * CALL is attached.  Who is not attached begins anew each time.
+ * A CALL follows in short turns and commits in between, also while its client
+ * does not read: a transaction never lasts longer than a turn.  What must be known
+ * from one turn to the next, such as output that was read and not shown, is kept
+ * as long as the CALL is attached.  Who is not attached begins anew each time.
  */
 #include "postgres.h"
 #include "compat.h"
@@ -12,7 +13,9 @@
 #include "fmgr.h"
 #include "funcapi.h"
 #include "lib/stringinfo.h"
+#include "nodes/pg_list.h"
 #include "utils/builtins.h"
+#include "utils/memutils.h"
 #include "utils/timestamp.h"
 #include "utils/uuid.h"
 
@@ -66,11 +69,22 @@ typedef struct LeaseFollower
 	char		told[100];
 } LeaseFollower;
 
+/* Output that was read and is to be shown. */
+typedef struct Piece
+{
+	ShownStream stream;
+	size_t		length;
+	size_t		shown;			/* bytes of it that are done with */
+	char		data[FLEXIBLE_ARRAY_MEMBER];
+} Piece;
+
 typedef struct CommandFollower
 {
 	pg_uuid_t	command;
 	TimestampTz unserved_since;
 	int64		after;			/* the last piece that was read */
+	MemoryContext context;		/* of the pieces */
+	List	   *pieces;
 	OutputLines streams[SHOWN_COUNT];
 } CommandFollower;
 
@@ -82,7 +96,8 @@ static LeaseFollower *lease_follower(const pg_uuid_t *lease);
 static CommandFollower *command_follower(const pg_uuid_t *command);
 static void tell_progress(LeaseFollower *follower, const WaitState *state);
 static bool show_output(CommandFollower *follower, WaitArgs *args, TimestampTz give_up);
-static void show_piece(HeapTuple row, TupleDesc desc, void *arg);
+static void keep_piece(HeapTuple row, TupleDesc desc, void *arg);
+static bool show_pieces(CommandFollower *follower, TimestampTz give_up);
 static void show_end(CommandFollower *follower, const WaitState *state);
 static void say(const char *text);
 static void show_line(const char *line, size_t length, void *arg);
@@ -174,13 +189,17 @@ leasehold_follow_command(PG_FUNCTION_ARGS)
 static CommandFollower *
 command_follower(const pg_uuid_t *command)
 {
-	CommandFollower *follower = attachment_has(command) ? &kept_command : palloc0(sizeof(CommandFollower));
+	bool		attached = attachment_has(command);
+	CommandFollower *follower = attached ? &kept_command : palloc0(sizeof(CommandFollower));
 
-	if (memcmp(&follower->command, command, UUID_LEN) != 0)
-	{
-		memset(follower, 0, sizeof(*follower));
-		follower->command = *command;
-	}
+	if (memcmp(&follower->command, command, UUID_LEN) == 0)
+		return follower;
+	if (follower->context != NULL)
+		MemoryContextDelete(follower->context);
+	memset(follower, 0, sizeof(*follower));
+	follower->context = AllocSetContextCreate(attached ? TopMemoryContext : CurrentMemoryContext, "leasehold output to be shown",
+											  ALLOCSET_DEFAULT_SIZES);
+	follower->command = *command;
 	return follower;
 }
 
@@ -191,34 +210,63 @@ command_follower(const pg_uuid_t *command)
 static bool
 show_output(CommandFollower *follower, WaitArgs *args, TimestampTz give_up)
 {
-	uint64		count;
+	bool		shown = show_pieces(follower, give_up);
+	uint64		count = 1;
 
-	do
+	while (shown && count > 0)
 	{
 		args->values[1] = Int64GetDatum(follower->after);
 		args->nulls[1] = ' ';
-		count = wait_read_output(args, show_piece, follower);
-	} while (count > 0 && GetCurrentTimestamp() < give_up);
+		count = wait_read_output(args, keep_piece, follower);
+		shown = show_pieces(follower, give_up);
+		if (GetCurrentTimestamp() >= give_up)
+			break;
+	}
 	args->values[1] = Int64GetDatum(follower->after);
-	return count == 0;
+	args->nulls[1] = ' ';
+	return shown && count == 0;
 }
 
 static void
-show_piece(HeapTuple row, TupleDesc desc, void *arg)
+keep_piece(HeapTuple row, TupleDesc desc, void *arg)
 {
 	CommandFollower *follower = arg;
 	bool		isnull;
-	int64		seq = DatumGetInt64(SPI_getbinval(row, desc, SPI_fnumber(desc, "seq"), &isnull));
 	char	   *name = SPI_getvalue(row, desc, SPI_fnumber(desc, "stream"));
-	text	   *piece = DatumGetTextPP(SPI_getbinval(row, desc, SPI_fnumber(desc, "text"), &isnull));
+	text	   *data = DatumGetTextPP(SPI_getbinval(row, desc, SPI_fnumber(desc, "text"), &isnull));
+	MemoryContext old = MemoryContextSwitchTo(follower->context);
+	Piece	   *piece = palloc0(offsetof(Piece, data) + VARSIZE_ANY_EXHDR(data));
 
-	follower->after = seq;
-	for (ShownStream s = 0; s < SHOWN_COUNT; s++)
+	while (piece->stream < SHOWN_COUNT - 1 && strcmp(streams[piece->stream].name, name) != 0)
+		piece->stream++;
+	piece->length = VARSIZE_ANY_EXHDR(data);
+	memcpy(piece->data, VARDATA_ANY(data), piece->length);
+	follower->pieces = lappend(follower->pieces, piece);
+	follower->after = DatumGetInt64(SPI_getbinval(row, desc, SPI_fnumber(desc, "seq"), &isnull));
+	MemoryContextSwitchTo(old);
+}
+
+/* As many as the client takes until the time is over; whether those were all. */
+static bool
+show_pieces(CommandFollower *follower, TimestampTz give_up)
+{
+	ListCell   *cell;
+
+	foreach(cell, follower->pieces)
 	{
-		if (strcmp(streams[s].name, name) == 0)
-			output_lines_add(&follower->streams[s], VARDATA_ANY(piece), VARSIZE_ANY_EXHDR(piece), show_line,
-							 (void *) streams[s].prefix);
+		Piece	   *piece = lfirst(cell);
+
+		while (piece->shown < piece->length)
+		{
+			if (!client_message_room(give_up))
+				return false;
+			piece->shown += output_lines_add(&follower->streams[piece->stream], piece->data + piece->shown,
+											 piece->length - piece->shown, show_line, (void *) streams[piece->stream].prefix);
+		}
 	}
+	follower->pieces = NIL;
+	MemoryContextReset(follower->context);
+	return true;
 }
 
 /* What is unfinished, and how the command ended if that was not by itself. */

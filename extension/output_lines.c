@@ -13,7 +13,7 @@ static void end_line(OutputLines *lines, OutputLineSink sink, void *arg);
 static void break_line(OutputLines *lines, bool within_character, OutputLineSink sink, void *arg);
 static bool is_continuation(char c);
 
-void
+size_t
 output_lines_add(OutputLines *lines, const char *data, size_t length, OutputLineSink sink, void *arg)
 {
 	for (size_t i = 0; i < length; i++)
@@ -27,12 +27,17 @@ output_lines_add(OutputLines *lines, const char *data, size_t length, OutputLine
 		if (c == '\n' || c == '\r')
 		{
 			end_line(lines, sink, arg);
-			continue;
+			return i + 1;
 		}
 		if (lines->length == OUTPUT_LINE_MAX)
+		{
 			break_line(lines, is_continuation(c), sink, arg);
+			lines->line[lines->length++] = c;
+			return i + 1;
+		}
 		lines->line[lines->length++] = c;
 	}
+	return length;
 }
 
 void

@@ -22,8 +22,11 @@ typedef struct OutputLines
 
 typedef void (*OutputLineSink) (const char *line, size_t length, void *arg);
 
-/* Calls sink for each line that ends in data. */
-extern void output_lines_add(OutputLines *lines, const char *data, size_t length, OutputLineSink sink, void *arg);
+/*
+ * Takes data up to the end of a line, for which it calls sink, or all of it if
+ * none ends there; returns how much it took.
+ */
+extern size_t output_lines_add(OutputLines *lines, const char *data, size_t length, OutputLineSink sink, void *arg);
 
 /* The stream has ended: the last line, too, if it has no end of its own. */
 extern void output_lines_end(OutputLines *lines, OutputLineSink sink, void *arg);

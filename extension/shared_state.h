@@ -117,6 +117,7 @@ typedef struct SharedAttachment
 	int			pid;			/* of the session */
 	pg_uuid_t	company;
 	pg_uuid_t	lease;			/* to be ended with the CALL, or nil */
+	int			generation;		/* of the lease: a later one has another holder */
 	pg_uuid_t	command;		/* to be cancelled with it, or nil */
 } SharedAttachment;
 

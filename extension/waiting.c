@@ -180,7 +180,12 @@ wait_for(WaitSubject *subject, const WaitArgs *args, int64 timeout_ms, Timestamp
 		{
 			entry = shared_find_database(MyDatabaseId, false);
 			if (entry == NULL)
+			{
+				(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, Min(left, LOOK_AGAIN_MS), PG_WAIT_EXTENSION);
+				ResetLatch(MyLatch);
+				CHECK_FOR_INTERRUPTS();
 				continue;
+			}
 			waiters = shared_waiters_of(entry, id);
 		}
 		(void) ConditionVariableTimedSleep(waiters, Min(left, LOOK_AGAIN_MS), PG_WAIT_EXTENSION);

@@ -107,7 +107,7 @@ SELECT test.is('more than its ttl after the beginning', c.finished_at - c.starte
 -- Just the lease.
 CALL leasehold.acquire_lease('procedures', test.id('p acquired'), ttl => '10 minutes') \gset
 SELECT test.is('it is active', (:'lease_id', :'status')::text, (test.id('p acquired'), 'active')::text);
-SELECT test.is('for as long as told', l.expires_at, :'expires_at') FROM leasehold.leases AS l WHERE l.id = :'lease_id';
+SELECT test.is('for as long as told, of its first holder', (l.expires_at = :'expires_at', :'generation')::text, '(t,1)') FROM leasehold.leases AS l WHERE l.id = :'lease_id';
 SELECT test.is('given back', leasehold.release_lease(:'lease_id'), 'releasing');
 SET ROLE regress_manager;
 SELECT leasehold.create_environment('procedures-fail', 'fake', '{"failPermanently": true}') IS NOT NULL AS made;
@@ -134,6 +134,10 @@ SELECT test.is('only applications', string_agg(DISTINCT g.rolname, ' '), 'leaseh
  WHERE p.pronamespace = 'leasehold'::regnamespace AND p.prokind = 'p' AND a.grantee <> p.proowner;
 SELECT test.is('as themselves, with their settings', bool_or(p.prosecdef OR p.proconfig IS NOT NULL), false)
   FROM pg_proc AS p WHERE p.pronamespace = 'leasehold'::regnamespace AND p.prokind = 'p';
+
+CREATE FUNCTION test.attached_commands() RETURNS SETOF uuid LANGUAGE sql SECURITY DEFINER AS
+    $$ SELECT command_id FROM leasehold_internal.attached_commands(ARRAY(SELECT generate_series(0, 32767)::smallint)) $$;
+GRANT EXECUTE ON FUNCTION test.attached_commands() TO regress_user;
 
 -- Names that mean something else for the caller.
 CREATE SCHEMA hostile;
@@ -188,8 +192,9 @@ DECLARE
     v_lease  uuid;
     v_status text;
     v_until  timestamptz;
+    v_nr     integer;
 BEGIN
-    CALL leasehold.acquire_lease('procedures', v_lease, v_status, v_until);
+    CALL leasehold.acquire_lease('procedures', v_lease, v_status, v_until, v_nr);
 END
 $$;
 SET ROLE regress_user;
@@ -271,6 +276,59 @@ CALL pg_temp.own(true);
 CALL leasehold.run('acme', 'procedures', 'echo the next') \gset r_
 SELECT test.eventually('what was forgotten ends', format('SELECT status FROM leasehold.leases WHERE id = %L', test.id('p own true')), 'expired');
 SELECT test.is('and only that', l.status, 'active') FROM leasehold.leases AS l WHERE l.id = test.id('p own false');
+
+-- What it calls shares its attachment: a lease that is got within stays attached,
+-- commands come and go, and another lease is none for the same CALL.
+CREATE PROCEDURE pg_temp.composed(lease_name text, another boolean) LANGUAGE plpgsql AS $$
+DECLARE
+    v_lease   uuid := test.id(lease_name);
+    v_status  text;
+    v_until   timestamptz;
+    v_nr      integer;
+    v_code    integer;
+    v_outcome text;
+BEGIN
+    PERFORM leasehold.attach_call(company => 'acme');
+    CALL leasehold.acquire_lease('procedures', v_lease, v_status, v_until, v_nr);
+    CALL leasehold.execute(v_lease, 'echo in it', v_code, v_outcome);
+    CALL leasehold.execute(v_lease, 'exit 2', v_code, v_outcome);
+    IF another THEN
+        v_lease := NULL;
+        CALL leasehold.run('acme', 'procedures', 'echo in another', v_code, v_lease, v_outcome);
+    END IF;
+    PERFORM leasehold.detach_call(lease_id => v_lease);
+    RAISE NOTICE 'exited with %', v_code;
+    PERFORM leasehold.detach_call();
+END
+$$;
+CALL pg_temp.composed('p composed', false);
+SELECT test.is('it lives on', l.status, 'active') FROM leasehold.leases AS l WHERE l.id = test.id('p composed');
+SELECT test.is('given back', leasehold.release_lease(test.id('p composed')), 'releasing');
+\set VERBOSITY terse
+CALL pg_temp.composed('p two', true);
+\set VERBOSITY default
+SELECT test.eventually('it ends with the CALL', format('SELECT status FROM leasehold.leases WHERE id = %L', test.id('p two')), 'expired');
+SELECT test.eventually('as does the other', $$SELECT count(*) FROM leasehold.leases AS l WHERE l.environment_id = test.id('procedures') AND l.status = 'active' AND l.id <> test.id('p own false')$$, '0');
+
+-- What is detached is nobody's, in time or not; a command that this transaction
+-- keeps from being begun is not waited for.
+CREATE PROCEDURE pg_temp.detached() LANGUAGE plpgsql AS $$
+DECLARE
+    v_state record;
+BEGIN
+    PERFORM leasehold.attach_call(company => 'acme');
+    PERFORM leasehold.start_command(test.id('p own false'), shell => 'echo free', command_id => test.id('p free'));
+    PERFORM leasehold.attach_call(command_id => test.id('p free'));
+    RAISE NOTICE 'marked: %', (SELECT count(*) FROM test.attached_commands());
+    PERFORM leasehold.detach_call(command_id => test.id('p free'));
+    RAISE NOTICE 'marked: %', (SELECT count(*) FROM test.attached_commands());
+    PERFORM leasehold.attach_call(command_id => test.id('p free'));
+    SELECT * INTO v_state FROM leasehold.follow_command(test.id('p free'));
+END
+$$;
+\set VERBOSITY terse
+CALL pg_temp.detached();
+\set VERBOSITY default
 
 -- What is not the caller's it cannot attach to.
 SET ROLE regress_beta;

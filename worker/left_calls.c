@@ -35,6 +35,7 @@ static void lost_work(void *arg);
 static void batch_work(void *arg);
 static void end_items(const LeftAttachment *items, int count, bool *done);
 static void one_by_one(Batch *batch);
+static Datum generations(const LeftAttachment *items, int count);
 static Datum uuids(const LeftAttachment *items, int count, size_t offset);
 
 void
@@ -58,17 +59,22 @@ left_calls_waiting(TimestampTz now, TimestampTz *next)
 void
 left_calls_end(void)
 {
+	static int	from = 0;
 	Batch		batch;
 	bool		all = true;
 
 	transaction_fresh_memory();
 	not_before = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), LOCKED_PAUSE_MS);
 	if (look_for_lost)
-		look_for_lost = !transaction_run("looking for commands whose session is lost", lost_work, NULL);
+	{
+		bool		all_lost = false;
+
+		look_for_lost = !transaction_run("looking for commands whose session is lost", lost_work, &all_lost) || !all_lost;
+	}
 
 	batch.items = palloc(BATCH * sizeof(LeftAttachment));
 	batch.done = palloc0(BATCH * sizeof(bool));
-	batch.count = attachment_read_left(worker.database->oid, worker.part, batch.items, BATCH);
+	batch.count = attachment_read_left(worker.database->oid, worker.part, &from, batch.items, BATCH);
 	if (batch.count == 0)
 		return;
 	if (!transaction_run("ending what sessions have left", batch_work, &batch))
@@ -77,7 +83,7 @@ left_calls_end(void)
 	{
 		all &= batch.done[i];
 		if (batch.done[i])
-			attachment_free(worker.shared, batch.items[i].slot);
+			attachment_free(worker.shared, &batch.items[i]);
 	}
 	if (all)
 		not_before = 0;
@@ -113,10 +119,11 @@ one_by_one(Batch *batch)
 	transaction_forget_locks();
 }
 
-/* Commands that were started for a session of which nobody knows any more. */
+/* Commands that were started for a session of which nobody knows any more; whether all of them are ended. */
 static void
 lost_work(void *arg)
 {
+	bool	   *all = arg;
 	Datum		shards = statement_my_shards();
 	LeftAttachment *lost;
 	int			count = 0;
@@ -140,37 +147,44 @@ lost_work(void *arg)
 		if (!attachment_exists(worker.database->oid, &lost[count].company, &lost[count].command))
 			count++;
 	}
+	*all = true;
 	if (count == 0)
 		return;
 	done = palloc(count * sizeof(bool));
 	end_items(lost, count, done);
 	for (int i = 0; i < count; i++)
-	{
-		if (!done[i])
-			ereport(ERROR,
-					(errcode(ERRCODE_LOCK_NOT_AVAILABLE),
-					 errmsg("a command whose session is lost is locked")));
-	}
+		*all &= done[i];
 }
 
 static void
 end_items(const LeftAttachment *items, int count, bool *done)
 {
-	Datum		args[3];
+	Datum		args[4];
 	Datum	   *values;
 	int			value_count;
 	bool		isnull;
 
 	args[0] = uuids(items, count, offsetof(LeftAttachment, company));
 	args[1] = uuids(items, count, offsetof(LeftAttachment, lease));
-	args[2] = uuids(items, count, offsetof(LeftAttachment, command));
-	if (SPI_execute_with_args("SELECT leasehold_internal.end_left_calls($1, $2, $3)", 3,
-							  (Oid[]) {UUIDARRAYOID, UUIDARRAYOID, UUIDARRAYOID}, args, NULL, false, 1) != SPI_OK_SELECT)
+	args[2] = generations(items, count);
+	args[3] = uuids(items, count, offsetof(LeftAttachment, command));
+	if (SPI_execute_with_args("SELECT leasehold_internal.end_left_calls($1, $2, $3, $4)", 4,
+							  (Oid[]) {UUIDARRAYOID, UUIDARRAYOID, INT4ARRAYOID, UUIDARRAYOID}, args, NULL, false, 1) != SPI_OK_SELECT)
 		elog(ERROR, "could not end what sessions have left");
 	deconstruct_array(DatumGetArrayTypeP(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull)),
 					  BOOLOID, 1, true, TYPALIGN_CHAR, &values, NULL, &value_count);
 	for (int i = 0; i < count; i++)
 		done[i] = DatumGetBool(values[i]);
+}
+
+static Datum
+generations(const LeftAttachment *items, int count)
+{
+	Datum	   *values = palloc(count * sizeof(Datum));
+
+	for (int i = 0; i < count; i++)
+		values[i] = Int32GetDatum(items[i].generation);
+	return PointerGetDatum(construct_array(values, count, INT4OID, sizeof(int32), true, TYPALIGN_INT));
 }
 
 /* One member of each, nil ids as nulls. */

@@ -344,6 +344,14 @@ $$;
 SELECT leasehold_internal.publish('leasehold_internal.cancel_command', 'instant',
     'has a command ended and returns its status; one that is over stays as it is', 'leasehold_app');
 
+CREATE FUNCTION leasehold_internal.command_kept_by(company_id uuid, command_id uuid, written_by xid) RETURNS xid
+    LANGUAGE sql STABLE
+    RETURN COALESCE((SELECT q.xmin FROM leasehold_internal.calls AS q
+                      WHERE q.company_id = command_kept_by.company_id AND q.subject_id = command_kept_by.command_id
+                        AND q.slot = 'command' AND q.state = 'queued'), written_by);
+COMMENT ON FUNCTION leasehold_internal.command_kept_by(uuid, uuid, xid) IS
+    'The transaction before whose end a command cannot go on: who wrote its call while it is queued, or itself';
+
 CREATE FUNCTION leasehold_internal.command_state(
         command_id uuid, company text,
         OUT company_id uuid, OUT status text, OUT done boolean, OUT outcome text, OUT exit_code integer, OUT signal text,
@@ -353,7 +361,7 @@ CREATE FUNCTION leasehold_internal.command_state(
 BEGIN
     company_id := leasehold_internal.enter_company(command_state.company, 'user');
     SELECT c.status, c.status = 'finished', c.outcome, c.exit_code, c.signal, c.output_truncated, c.failure_code,
-           c.failure_reason, c.xmin
+           c.failure_reason, leasehold_internal.command_kept_by(c.company_id, c.id, c.xmin)
       INTO status, done, outcome, exit_code, signal, output_truncated, failure_code, failure_reason, written_by
       FROM leasehold.commands AS c
      WHERE c.company_id = command_state.company_id AND c.id = command_state.command_id;
@@ -385,7 +393,7 @@ CREATE FUNCTION leasehold_internal.output_state(
 #variable_conflict use_column
 BEGIN
     company_id := leasehold_internal.enter_company(output_state.company, 'user');
-    SELECT c.status, c.xmin INTO status, written_by
+    SELECT c.status, leasehold_internal.command_kept_by(c.company_id, c.id, c.xmin) INTO status, written_by
       FROM leasehold.commands AS c
      WHERE c.company_id = output_state.company_id AND c.id = output_state.command_id;
     IF NOT FOUND THEN

@@ -898,6 +898,15 @@ $$;
 SELECT leasehold_internal.publish('leasehold_internal.cancel_command', 'instant',
     'has a command ended and returns its status; one that is over stays as it is', 'leasehold_app');
 
+CREATE FUNCTION leasehold_internal.command_kept_by(company_id uuid, command_id uuid, written_by xid) RETURNS xid
+    LANGUAGE sql STABLE
+    RETURN COALESCE((SELECT q.xmin FROM leasehold_internal.calls AS q
+                      WHERE q.company_id = command_kept_by.company_id AND q.subject_id = command_kept_by.command_id
+                        AND q.slot = 'command' AND q.state = 'queued'), written_by);
+
+COMMENT ON FUNCTION leasehold_internal.command_kept_by(uuid, uuid, xid) IS
+    'The transaction before whose end a command cannot go on: who wrote its call while it is queued, or itself';
+
 CREATE FUNCTION leasehold_internal.command_state(
         command_id uuid, company text,
         OUT company_id uuid, OUT status text, OUT done boolean, OUT outcome text, OUT exit_code integer, OUT signal text,
@@ -907,7 +916,7 @@ CREATE FUNCTION leasehold_internal.command_state(
 BEGIN
     company_id := leasehold_internal.enter_company(command_state.company, 'user');
     SELECT c.status, c.status = 'finished', c.outcome, c.exit_code, c.signal, c.output_truncated, c.failure_code,
-           c.failure_reason, c.xmin
+           c.failure_reason, leasehold_internal.command_kept_by(c.company_id, c.id, c.xmin)
       INTO status, done, outcome, exit_code, signal, output_truncated, failure_code, failure_reason, written_by
       FROM leasehold.commands AS c
      WHERE c.company_id = command_state.company_id AND c.id = command_state.command_id;
@@ -942,7 +951,7 @@ CREATE FUNCTION leasehold_internal.output_state(
 #variable_conflict use_column
 BEGIN
     company_id := leasehold_internal.enter_company(output_state.company, 'user');
-    SELECT c.status, c.xmin INTO status, written_by
+    SELECT c.status, leasehold_internal.command_kept_by(c.company_id, c.id, c.xmin) INTO status, written_by
       FROM leasehold.commands AS c
      WHERE c.company_id = output_state.company_id AND c.id = output_state.command_id;
     IF NOT FOUND THEN
@@ -1002,31 +1011,58 @@ SELECT leasehold_internal.publish('leasehold_internal.read_output', 'waits',
 -- What a CALL is to be attached to: refuses what is not the caller's company's.
 -- A command gets a mark, which lasts where the session's own does not: a server
 -- that crashes forgets who waited.
-CREATE FUNCTION leasehold_internal.check_attachment(lease_id uuid, command_id uuid, company text) RETURNS uuid
-    LANGUAGE plpgsql VOLATILE AS $$
+CREATE FUNCTION leasehold_internal.check_attachment(
+        lease_id uuid, command_id uuid, company text, OUT company_id uuid, OUT generation integer)
+    RETURNS record LANGUAGE plpgsql VOLATILE AS $$
 #variable_conflict use_column
 DECLARE
     v_company uuid := leasehold_internal.enter_company(check_attachment.company, 'user');
+    v_lease   uuid;
 BEGIN
-    IF check_attachment.lease_id IS NOT NULL
-       AND NOT EXISTS (SELECT FROM leasehold.leases AS l WHERE l.company_id = v_company AND l.id = check_attachment.lease_id) THEN
-        PERFORM leasehold_internal.refuse_unknown_lease(check_attachment.lease_id);
+    company_id := v_company;
+    generation := 0;
+    IF check_attachment.lease_id IS NOT NULL THEN
+        SELECT l.generation INTO generation FROM leasehold.leases AS l
+         WHERE l.company_id = v_company AND l.id = check_attachment.lease_id;
+        IF NOT FOUND THEN
+            PERFORM leasehold_internal.refuse_unknown_lease(check_attachment.lease_id);
+        END IF;
     END IF;
     IF check_attachment.command_id IS NOT NULL THEN
-        PERFORM FROM leasehold.commands AS c WHERE c.company_id = v_company AND c.id = check_attachment.command_id;
+        SELECT c.lease_id INTO v_lease FROM leasehold.commands AS c
+         WHERE c.company_id = v_company AND c.id = check_attachment.command_id;
         IF NOT FOUND THEN
             PERFORM leasehold_internal.refuse_unknown_command(check_attachment.command_id);
         END IF;
+        PERFORM leasehold_internal.lock_lease(v_company, v_lease);
         UPDATE leasehold_internal.calls AS q SET payload = '{"attached": true}'
          WHERE q.company_id = v_company AND q.subject_id = check_attachment.command_id AND q.slot = 'command'
            AND q.state = 'queued';
     END IF;
-    RETURN v_company;
 END
 $$;
 
 COMMENT ON FUNCTION leasehold_internal.check_attachment(uuid, uuid, text) IS
-    'Refuses what a CALL cannot be attached to, and marks the command; returns the company';
+    'Refuses what a CALL cannot be attached to, and marks the command; returns the company and the lease''s generation';
+
+-- The ids are those that a CALL of this session was attached to.
+CREATE FUNCTION leasehold_internal.unmark_attached(company_id uuid, command_id uuid) RETURNS void
+    LANGUAGE plpgsql VOLATILE AS $$
+DECLARE
+    v_lease uuid;
+BEGIN
+    SELECT c.lease_id INTO v_lease FROM leasehold.commands AS c
+     WHERE c.company_id = unmark_attached.company_id AND c.id = unmark_attached.command_id AND c.status = 'queued';
+    IF FOUND THEN
+        PERFORM leasehold_internal.lock_lease(unmark_attached.company_id, v_lease);
+        UPDATE leasehold_internal.calls AS q SET payload = NULL
+         WHERE q.company_id = unmark_attached.company_id AND q.subject_id = unmark_attached.command_id
+           AND q.slot = 'command' AND q.state = 'queued';
+    END IF;
+END
+$$;
+
+COMMENT ON FUNCTION leasehold_internal.unmark_attached(uuid, uuid) IS 'Takes the mark of check_attachment() from a command that is still queued';
 
 CREATE FUNCTION leasehold_internal.attach_call(
         lease_id uuid DEFAULT NULL, command_id uuid DEFAULT NULL, company text DEFAULT NULL)
@@ -1036,11 +1072,11 @@ SELECT leasehold_internal.publish('leasehold_internal.attach_call', 'instant',
     'called by a procedure: if the CALL ends before detach_call(), the lease is ended and the command cancelled; refuses where the procedure could not commit',
     'leasehold_app');
 
-CREATE FUNCTION leasehold_internal.detach_call() RETURNS void
+CREATE FUNCTION leasehold_internal.detach_call(lease_id uuid DEFAULT NULL, command_id uuid DEFAULT NULL) RETURNS void
     LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'leasehold_detach_call';
 
 SELECT leasehold_internal.publish('leasehold_internal.detach_call', 'instant',
-    'called by a procedure that has seen the end: undoes attach_call()', 'leasehold_app');
+    'called by a procedure that has seen the end of these, or of all: undoes attach_call()', 'leasehold_app');
 
 CREATE FUNCTION leasehold_internal.attached_calls(
         OUT pid integer, OUT state text, OUT company_id uuid, OUT lease_id uuid, OUT command_id uuid)
@@ -1070,8 +1106,8 @@ SELECT leasehold_internal.publish('leasehold_internal.follow_command', 'waits',
 
 CREATE PROCEDURE leasehold.acquire_lease(
         environment text, INOUT lease_id uuid DEFAULT NULL, INOUT status text DEFAULT NULL,
-        INOUT expires_at timestamptz DEFAULT NULL, agent_id uuid DEFAULT NULL, issue_id uuid DEFAULT NULL,
-        run_id uuid DEFAULT NULL, execution_workspace_id uuid DEFAULT NULL, ttl interval DEFAULT NULL,
+        INOUT expires_at timestamptz DEFAULT NULL, INOUT generation integer DEFAULT NULL,
+        agent_id uuid DEFAULT NULL, issue_id uuid DEFAULT NULL, run_id uuid DEFAULT NULL, execution_workspace_id uuid DEFAULT NULL, ttl interval DEFAULT NULL,
         idle_timeout interval DEFAULT NULL, policy text DEFAULT NULL, on_limit text DEFAULT NULL,
         acquire_timeout interval DEFAULT NULL, company text DEFAULT NULL)
     LANGUAGE plpgsql AS $$
@@ -1101,6 +1137,7 @@ BEGIN
     END IF;
     status := v_lease.status;
     expires_at := v_lease.expires_at;
+    generation := v_lease.generation;
 END
 $$;
 
@@ -1116,16 +1153,17 @@ CREATE PROCEDURE leasehold.run(
         run_id uuid DEFAULT NULL)
     LANGUAGE plpgsql AS $$
 DECLARE
-    v_own      boolean := lease_id IS NULL;
-    v_keep     boolean := COALESCE(keep, false);
+    v_own        boolean := lease_id IS NULL;
+    v_keep       boolean := COALESCE(keep, false);
     -- short, and renewed: it goes soon if this session is not there to end it
-    v_ttl      interval := COALESCE(ttl, CASE WHEN v_keep THEN interval '1 hour' ELSE interval '30 seconds' END);
-    v_turn     interval := LEAST(interval '5 seconds', v_ttl OPERATOR(pg_catalog./) 4);
-    v_expires  pg_catalog.timestamptz;
-    v_renew_at pg_catalog.timestamptz;
-    v_status   pg_catalog.text;
-    v_command  pg_catalog.uuid;
-    v_state    pg_catalog.record;
+    v_ttl        interval := COALESCE(ttl, CASE WHEN v_keep THEN interval '1 hour' ELSE interval '30 seconds' END);
+    v_turn       interval := interval '5 seconds';
+    v_generation pg_catalog.int4;
+    v_expires    pg_catalog.timestamptz;
+    v_renew_at   pg_catalog.timestamptz;
+    v_status     pg_catalog.text;
+    v_command    pg_catalog.uuid;
+    v_state      pg_catalog.record;
 BEGIN
     PERFORM leasehold.attach_call(company => run.company);
     IF pg_catalog.num_nonnulls(command, argv) OPERATOR(pg_catalog.<>) 1 THEN
@@ -1135,11 +1173,10 @@ BEGIN
     END IF;
     PERFORM leasehold.check_command(run.argv, run.command, run.cwd, run.env, run.stdin, run.timeout);
     IF v_own THEN
-        CALL leasehold.acquire_lease(run.environment, lease_id, v_status, v_expires, agent_id => run.agent_id,
-            issue_id => run.issue_id, run_id => run.run_id, ttl => v_ttl, company => run.company);
-        IF NOT v_keep THEN
-            PERFORM leasehold.attach_call(lease_id => run.lease_id, company => run.company);
-        END IF;
+        -- stays attached, as this CALL is
+        CALL leasehold.acquire_lease(run.environment, lease_id, v_status, v_expires, v_generation,
+            agent_id => run.agent_id, issue_id => run.issue_id, run_id => run.run_id, ttl => v_ttl, company => run.company);
+        v_turn := LEAST(v_turn, v_ttl OPERATOR(pg_catalog./) 4);
         v_renew_at := pg_catalog.clock_timestamp()
             OPERATOR(pg_catalog.+) ((v_expires OPERATOR(pg_catalog.-) pg_catalog.clock_timestamp()) OPERATOR(pg_catalog./) 3);
     ELSIF environment IS NOT NULL THEN
@@ -1156,25 +1193,34 @@ BEGIN
     END IF;
 
     v_command := leasehold.start_command(run.lease_id, argv => run.argv, shell => run.command, cwd => run.cwd,
-        env => run.env, stdin => run.stdin, timeout => run.timeout, company => run.company);
+        env => run.env, stdin => run.stdin, timeout => run.timeout, generation => v_generation, company => run.company);
     PERFORM leasehold.attach_call(command_id => v_command, company => run.company);
+    IF v_own AND v_keep THEN
+        PERFORM leasehold.detach_call(lease_id => run.lease_id);
+    END IF;
     LOOP
         COMMIT;
         SELECT f.* INTO v_state FROM leasehold.follow_command(v_command, v_turn, run.company) AS f;
         IF v_own AND (v_state.done AND v_keep
                       OR NOT v_state.done AND pg_catalog.clock_timestamp() OPERATOR(pg_catalog.>=) v_renew_at) THEN
-            SELECT w.status INTO v_status FROM leasehold.wait_for_lease(run.lease_id, interval '0', run.company) AS w;
-            -- one that has ended takes the command with it, which is seen soon
-            IF v_status OPERATOR(pg_catalog.=) 'active' THEN
-                v_expires := leasehold.renew_lease(run.lease_id, v_ttl, company => run.company);
+            BEGIN
+                v_expires := leasehold.renew_lease(run.lease_id, v_ttl, generation => v_generation, company => run.company);
                 v_renew_at := pg_catalog.clock_timestamp()
                     OPERATOR(pg_catalog.+) ((v_expires OPERATOR(pg_catalog.-) pg_catalog.clock_timestamp()) OPERATOR(pg_catalog./) 3);
-            END IF;
+            EXCEPTION WHEN SQLSTATE 'PT409' THEN
+                -- one that has ended takes the command with it, which is seen soon
+                v_renew_at := 'infinity';
+            END;
         END IF;
         EXIT WHEN v_state.done;
     END LOOP;
     IF v_own AND NOT v_keep THEN
-        PERFORM leasehold.release_lease(run.lease_id, company => run.company);
+        BEGIN
+            PERFORM leasehold.release_lease(run.lease_id, generation => v_generation, company => run.company);
+        EXCEPTION WHEN SQLSTATE 'PT409' THEN
+            -- it ended meanwhile, and its resource has another holder
+            NULL;
+        END;
     END IF;
     COMMIT;
     PERFORM leasehold.detach_call();
@@ -2185,9 +2231,11 @@ COMMENT ON FUNCTION leasehold_internal.lose_commands(bigint[], smallint[], times
 -- for them has ended in its midst.  See extension/attachment.c and 34_procedures.sql.
 
 -- Ends what sessions have left: a lease, a command, or both for each (null where
--- there is none).  Returns for each whether it is done; it is not, if a user has
+-- there is none).  A lease of another generation has another holder by now, and
+-- is not ended.  Returns for each whether it is done; it is not, if a user has
 -- something of it locked.
-CREATE FUNCTION leasehold_internal.end_left_calls(company_ids uuid[], lease_ids uuid[], command_ids uuid[])
+CREATE FUNCTION leasehold_internal.end_left_calls(
+        company_ids uuid[], lease_ids uuid[], generations integer[], command_ids uuid[])
     RETURNS boolean[] LANGUAGE plpgsql VOLATILE AS $$
 #variable_conflict use_column
 DECLARE
@@ -2195,12 +2243,14 @@ DECLARE
 BEGIN
     SELECT pg_catalog.array_agg((t.id IS NULL OR l.id IS NOT NULL) AND (u.id IS NULL OR c.id IS NOT NULL) ORDER BY w.nr)
       INTO v_done
-      FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(lease_ids), pg_catalog.unnest(command_ids))
-           WITH ORDINALITY AS w (company_id, lease_id, command_id, nr)
+      FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(lease_ids), pg_catalog.unnest(generations),
+                     pg_catalog.unnest(command_ids)) WITH ORDINALITY AS w (company_id, lease_id, generation, command_id, nr)
       LEFT JOIN LATERAL (SELECT x.id FROM leasehold.leases AS x
-                          WHERE x.company_id = w.company_id AND x.id = w.lease_id OFFSET 0) AS t ON true
+                          WHERE x.company_id = w.company_id AND x.id = w.lease_id AND x.generation = w.generation
+                         OFFSET 0) AS t ON true
       LEFT JOIN LATERAL (SELECT x.id FROM leasehold.leases AS x
-                          WHERE x.company_id = w.company_id AND x.id = w.lease_id FOR NO KEY UPDATE SKIP LOCKED) AS l ON true
+                          WHERE x.company_id = w.company_id AND x.id = w.lease_id AND x.generation = w.generation
+                            FOR NO KEY UPDATE SKIP LOCKED) AS l ON true
       LEFT JOIN LATERAL (SELECT x.id FROM leasehold.commands AS x
                           WHERE x.company_id = w.company_id AND x.id = w.command_id OFFSET 0) AS u ON true
       LEFT JOIN LATERAL (SELECT x.id FROM leasehold.commands AS x
@@ -2214,15 +2264,16 @@ BEGIN
     -- as with a run that is cancelled
     PERFORM leasehold_internal.end_leases(pg_catalog.array_agg(w.company_id), pg_catalog.array_agg(w.lease_id),
                 leasehold_internal.lease_end_of_run('cancelled'), NULL, 'session_ended')
-       FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(lease_ids), pg_catalog.unnest(v_done))
-            AS w (company_id, lease_id, done)
-      WHERE w.done AND w.lease_id IS NOT NULL
+       FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(lease_ids), pg_catalog.unnest(generations),
+                       pg_catalog.unnest(v_done)) AS w (company_id, lease_id, generation, done)
+       JOIN leasehold.leases AS l ON l.company_id = w.company_id AND l.id = w.lease_id AND l.generation = w.generation
+      WHERE w.done
      HAVING pg_catalog.count(*) > 0;
     RETURN v_done;
 END
 $$;
 
-COMMENT ON FUNCTION leasehold_internal.end_left_calls(uuid[], uuid[], uuid[]) IS
+COMMENT ON FUNCTION leasehold_internal.end_left_calls(uuid[], uuid[], integer[], uuid[]) IS
     'Ends what sessions have left whose CALL did not see its end';
 
 -- Those that began are lost with the worker that had them; of the others a worker

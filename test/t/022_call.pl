@@ -130,6 +130,54 @@ $terminal->type(q[CALL leasehold.run('acme', 'dev', 'echo begun; hang');]);
 $terminal->sees(qr/INFO:  begun/, 'a command that is silent from here on');
 ends_with_session('the client is killed', sub { $terminal->kill });
 
+subtest 'a client that does not read' => sub {
+	my $psql = Leasehold::Terminal->start($node, 'alice');
+	$psql->type(q[CALL leasehold.run('acme', 'dev', 'flood 3000000; hang');]);
+	$node->happens(q(SELECT count(*) = 1 FROM leasehold_internal.attached_calls()), 'a CALL');
+	kill 'STOP', $psql->pid;
+	my $backend = q(pg_stat_activity WHERE pid = (SELECT pid FROM leasehold_internal.attached_calls()));
+	$node->happens("SELECT wait_event = 'ClientWrite' FROM $backend", 'the session waits for its client');
+	my $begun = $node->owner("SELECT xact_start FROM $backend");
+	$node->happens("SELECT xact_start <> '$begun' FROM $backend", 'but not in one transaction');
+	ends_with_session('terminated nevertheless', sub {
+		my $pid = $node->owner('SELECT pid FROM leasehold_internal.attached_calls()');
+		$node->owner("SELECT pg_terminate_backend($pid)");
+		$node->happens("SELECT count(*) = 0 FROM pg_stat_activity WHERE pid = $pid", 'the session ends');
+	});
+	$psql->kill;
+};
+
+# A lease that went to another holder while the CALL was not looking is his.
+subtest 'a lease of another by now' => sub {
+	$node->environment('shared', 'fake', { reuseLease => \1 });
+	my ($agent, $workspace) = map { $node->owner('SELECT leasehold.new_id()') } 1 .. 2;
+	$node->alice("SELECT leasehold.upsert_agent('$agent', adapter_type => 'x'), leasehold.upsert_execution_workspace('$workspace')");
+	for my $how ('goes on', 'is terminated')
+	{
+		my ($first, $second) = map { $node->owner('SELECT leasehold.new_id()') } 1 .. 2;
+		$node->alice("SELECT leasehold.start_run('$agent', execution_workspace_id => '$workspace', run_id => '$first')");
+		my $psql = Leasehold::Terminal->start($node, 'alice');
+		$psql->type("CALL leasehold.run('acme', 'shared', 'echo begun; hang', run_id => '$first');");
+		$psql->sees(qr/INFO:  begun/, 'a command of a run');
+		my $lease = newest('commands', 'lease_id');
+		my $pid = $node->owner('SELECT pid FROM leasehold_internal.attached_calls()');
+		kill 'STOP', $pid;
+		$node->alice("SELECT leasehold.finish_run('$first')");
+		$node->settles($lease, 'retained', 'the run ends, and the lease is parked');
+		$node->alice("SELECT leasehold.start_run('$agent', execution_workspace_id => '$workspace', run_id => '$second')");
+		is($node->request(qq('shared', run_id => '$second')), $lease, 'the next run takes it');
+		$node->settles($lease, 'active', 'it has it');
+		$node->owner("SELECT pg_terminate_backend($pid)") if $how eq 'is terminated';
+		kill 'CONT', $pid;
+		$node->happens('SELECT count(*) = 0 FROM leasehold_internal.attached_calls()', "the CALL $how and is over");
+		is($node->owner("SELECT status, run_id FROM leasehold.leases WHERE id = '$lease'"), "active|$second", 'the lease is the next run\'s');
+		$node->alice("SELECT leasehold.finish_run('$second')");
+		$node->settles($lease, 'retained', 'until that ends');
+		$psql->quit if $how eq 'goes on';
+		$node->alice("SELECT leasehold.destroy_lease('$lease')") if $how eq 'is terminated';
+	}
+};
+
 subtest 'a lease that somebody has locked' => sub {
 	$terminal = Leasehold::Terminal->start($node, 'alice');
 	$terminal->type(q[CALL leasehold.run('acme', 'dev', 'echo begun; hang');]);

@@ -31,15 +31,22 @@ sink(const char *line, size_t length, void *arg)
 	strcpy(shown + at + length, "|");
 }
 
+static void
+add(const char *data)
+{
+	while (*data != '\0')
+		data += output_lines_add(&lines, data, strlen(data), sink, NULL);
+}
+
 /* What is shown of these pieces, with "|" at each line's end. */
 static const char *
 of(const char *a, const char *b, const char *c)
 {
 	memset(&lines, 0, sizeof(lines));
 	shown[0] = '\0';
-	output_lines_add(&lines, a, strlen(a), sink, NULL);
-	output_lines_add(&lines, b, strlen(b), sink, NULL);
-	output_lines_add(&lines, c, strlen(c), sink, NULL);
+	add(a);
+	add(b);
+	add(c);
 	return shown;
 }
 
