@@ -40,6 +40,7 @@ typedef struct Exposure
 
 static void note_exposed(const char *path, void *arg);
 static bool server_is_exposed(const Exposure *exposure);
+static const char *without_prefix(const char *keytab);
 static bool sockets_are_exposed(const Exposure *exposure);
 static bool tablespace_is_exposed(const Exposure *exposure);
 static bool is_exposed(const Exposure *exposure, const char *path, const char *what, bool all_of_it);
@@ -97,7 +98,14 @@ server_is_exposed(const Exposure *exposure)
 		is_exposed(exposure, ConfigFileName, "the server's configuration", false) ||
 		is_exposed(exposure, HbaFileName, "hba_file", false) ||
 		is_exposed(exposure, IdentFileName, "ident_file", false) ||
-		is_exposed(exposure, GetConfigOption("ssl_key_file", true, false), "ssl_key_file", false);
+		is_exposed(exposure, GetConfigOption("ssl_key_file", true, false), "ssl_key_file", false) ||
+		is_exposed(exposure, without_prefix(GetConfigOption("krb_server_keyfile", true, false)), "krb_server_keyfile", false);
+}
+
+static const char *
+without_prefix(const char *keytab)
+{
+	return keytab != NULL && strncmp(keytab, "FILE:", 5) == 0 ? keytab + 5 : keytab;
 }
 
 static bool
@@ -135,8 +143,12 @@ tablespace_is_exposed(const Exposure *exposure)
 		snprintf(path, sizeof(path), "pg_tblspc/%s", link->d_name);
 		found = link->d_name[0] != '.' && is_exposed(exposure, path, "a tablespace", true);
 	}
-	if (links != NULL)
-		closedir(links);
+	if (links == NULL)
+	{
+		appendStringInfo(exposure->problem, "it cannot be said where the tablespaces are: %s", strerror(errno));
+		return true;
+	}
+	closedir(links);
 	return found;
 }
 

@@ -29,6 +29,8 @@ int			setting_connect_timeout = 10000;
 int			setting_max_response_size = 1024;
 int			setting_retry_base = 1000;
 int			setting_retry_max = 300000;
+int			setting_bubblewrap_max_memory = 8192;
+int			setting_bubblewrap_max_processes = 1024;
 int			setting_acquire_attempts = 5;
 int			setting_cleanup_attempts = 8;
 int			setting_crash_limit = 3;
@@ -73,6 +75,10 @@ static const IntSetting int_settings[] = {
 	&setting_breaker_threshold, 1, 10000, PGC_SIGHUP, 0},
 	{"leasehold.bubblewrap_free_memory", "Memory that must stay available when a sandbox's workspace is made.",
 	&setting_bubblewrap_free_memory, 0, 1048576, PGC_SIGHUP, GUC_UNIT_MB},
+	{"leasehold.bubblewrap_max_memory", "Memory that a process in a sandbox can have at most, whatever its environment allows.",
+	&setting_bubblewrap_max_memory, 16, 1048576, PGC_SIGHUP, GUC_UNIT_MB},
+	{"leasehold.bubblewrap_max_processes", "Processes that a sandbox can have at most, whatever its environment allows.",
+	&setting_bubblewrap_max_processes, 4, 1048576, PGC_SIGHUP, 0},
 	{"leasehold.cleanup_attempts", "Tries to remove a resource before its lease is irrevocable.",
 	&setting_cleanup_attempts, 1, 100, PGC_SIGHUP, 0},
 	{"leasehold.connect_timeout", "Time limit for connecting to a provider, name resolution included.",

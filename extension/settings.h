@@ -42,6 +42,8 @@ extern char *setting_bubblewrap_directory;
 extern bool setting_bubblewrap_data_filesystem;
 extern char *setting_bubblewrap_read_only;
 extern int	setting_bubblewrap_free_memory;
+extern int	setting_bubblewrap_max_memory;
+extern int	setting_bubblewrap_max_processes;
 
 /* policy */
 extern bool setting_allow_fake_provider;

@@ -30,6 +30,8 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <linux/keyctl.h>
+#include <linux/netlink.h>
+#include <netinet/in.h>
 #include <poll.h>
 #include <sched.h>
 #include <seccomp.h>
@@ -40,6 +42,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mount.h>
+#include <sys/ioctl.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/signalfd.h>
@@ -130,8 +133,9 @@ hold_forever(const char *directory, const char *bytes, const char *inodes)
 	if (chdir("/") != 0)
 		fail("could not leave the directory: %s", strerror(errno));
 	close_range(0, ~0U, 0);
-	/* only SIGKILL ends it */
+	/* nobody ends it by mistake; a service that is stopped can */
 	sigfillset(&all);
+	sigdelset(&all, SIGTERM);
 	sigprocmask(SIG_BLOCK, &all, NULL);
 	for (;;)
 		pause();
@@ -459,29 +463,43 @@ begin_command(char **argv, char **environment, const char *directory, sigset_t *
 /*
  * What namespaces do not keep apart: keys, which are a user's; sockets that reach
  * the machine below this one (AF_VSOCK) and such; and parts of the kernel that
- * sandboxes need least and that were broken most often.  Programs of another
+ * sandboxes need least and that were broken most often, protocols and line
+ * disciplines that would have to be loaded among them.  Programs of another
  * architecture, whose calls have other numbers, are killed.
  */
 static void
 filter_system_calls(void)
 {
-	static const int refused[] = {
-		SCMP_SYS(add_key), SCMP_SYS(request_key), SCMP_SYS(keyctl), SCMP_SYS(bpf), SCMP_SYS(perf_event_open),
-		SCMP_SYS(userfaultfd), SCMP_SYS(io_uring_setup), SCMP_SYS(io_uring_enter), SCMP_SYS(io_uring_register),
-		SCMP_SYS(memfd_secret),
+	const struct
+	{
+		int			call;
+		int			error;
+		unsigned	count;
+		struct scmp_arg_cmp args[2];
+	}			refused[] = {
+		{SCMP_SYS(add_key), ENOSYS}, {SCMP_SYS(request_key), ENOSYS}, {SCMP_SYS(keyctl), ENOSYS}, {SCMP_SYS(bpf), ENOSYS},
+		{SCMP_SYS(perf_event_open), ENOSYS}, {SCMP_SYS(userfaultfd), ENOSYS}, {SCMP_SYS(io_uring_setup), ENOSYS},
+		{SCMP_SYS(io_uring_enter), ENOSYS}, {SCMP_SYS(io_uring_register), ENOSYS}, {SCMP_SYS(memfd_secret), ENOSYS},
+		{SCMP_SYS(syslog), EPERM},
+		{SCMP_SYS(ioctl), EPERM, 1, {SCMP_A1(SCMP_CMP_MASKED_EQ, 0xFFFFFFFF, TIOCSETD)}},
+		{SCMP_SYS(socketpair), EAFNOSUPPORT, 1, {SCMP_A0(SCMP_CMP_NE, AF_UNIX)}},
+		{SCMP_SYS(socket), EAFNOSUPPORT, 1, {SCMP_A0(SCMP_CMP_GT, AF_NETLINK)}},
+		{SCMP_SYS(socket), EPROTONOSUPPORT, 2, {SCMP_A0(SCMP_CMP_EQ, AF_NETLINK), SCMP_A2(SCMP_CMP_NE, NETLINK_ROUTE)}},
+		{SCMP_SYS(socket), EPROTONOSUPPORT, 2, {SCMP_A0(SCMP_CMP_EQ, AF_INET), SCMP_A2(SCMP_CMP_EQ, IPPROTO_DCCP)}},
+		{SCMP_SYS(socket), EPROTONOSUPPORT, 2, {SCMP_A0(SCMP_CMP_EQ, AF_INET), SCMP_A2(SCMP_CMP_GT, IPPROTO_ICMPV6)}},
+		{SCMP_SYS(socket), EPROTONOSUPPORT, 2, {SCMP_A0(SCMP_CMP_EQ, AF_INET6), SCMP_A2(SCMP_CMP_EQ, IPPROTO_DCCP)}},
+		{SCMP_SYS(socket), EPROTONOSUPPORT, 2, {SCMP_A0(SCMP_CMP_EQ, AF_INET6), SCMP_A2(SCMP_CMP_GT, IPPROTO_ICMPV6)}},
 	};
 	scmp_filter_ctx filter = seccomp_init(SCMP_ACT_ALLOW);
 	int			result = filter != NULL ? 0 : -ENOMEM;
 
 	for (size_t i = 0; result == 0 && i < sizeof(refused) / sizeof(refused[0]); i++)
-		result = seccomp_rule_add(filter, SCMP_ACT_ERRNO(ENOSYS), refused[i], 0);
-	for (int family = 0; result == 0 && family <= AF_NETLINK; family++)
+		result = seccomp_rule_add_array(filter, SCMP_ACT_ERRNO(refused[i].error), refused[i].call, refused[i].count, refused[i].args);
+	for (int family = 0; result == 0 && family < AF_NETLINK; family++)
 	{
-		if (family != AF_UNIX && family != AF_INET && family != AF_INET6 && family != AF_NETLINK)
+		if (family != AF_UNIX && family != AF_INET && family != AF_INET6)
 			result = seccomp_rule_add(filter, SCMP_ACT_ERRNO(EAFNOSUPPORT), SCMP_SYS(socket), 1, SCMP_A0(SCMP_CMP_EQ, family));
 	}
-	if (result == 0)
-		result = seccomp_rule_add(filter, SCMP_ACT_ERRNO(EAFNOSUPPORT), SCMP_SYS(socket), 1, SCMP_A0(SCMP_CMP_GT, AF_NETLINK));
 	if (result == 0)
 		result = seccomp_load(filter);
 	if (result != 0)

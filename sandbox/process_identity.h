@@ -53,16 +53,24 @@ process_open(pid_t pid, unsigned long long began)
 	struct pollfd ended = {.fd = pidfd,.events = POLLIN};
 	unsigned long long now;
 	bool		over;
+	bool		foreign;
 
 	if (pidfd < 0)
+	{
+		/* the id of a thread is no process's: pidfd_open(2); newer kernels have another word for it */
+		if (errno == EINVAL || errno == ENOENT)
+			errno = ESRCH;
 		return -1;
+	}
 	/* asked after it is held */
 	now = process_start_time(pid);
 	over = poll(&ended, 1, 0) == 1;
 	if (now == began && !over)
 		return pidfd;
+	/* processes of others may be hidden */
+	foreign = now == 0 && syscall(SYS_pidfd_send_signal, pidfd, 0, NULL, 0) != 0 && errno == EPERM;
 	close(pidfd);
-	errno = over || now != 0 ? ESRCH : EAGAIN;
+	errno = over || now != 0 || foreign ? ESRCH : EAGAIN;
 	return -1;
 }
 

@@ -7,7 +7,7 @@ SELECT leasehold.upsert_agent(test.id('told agent'), 'told', 'codex_local') IS N
    AND leasehold.upsert_execution_workspace(test.id('told ws'), 'told') IS NOT NULL AS made;
 SELECT leasehold.start_run(run_id => test.id('told run'), agent_id => test.id('told agent'), issue_id => test.id('told issue'), execution_workspace_id => test.id('told ws')) IS NOT NULL AS started;
 
--- 95, 198: a lease's events
+-- 95: a lease's events
 BEGIN;
 SELECT leasehold.use_company('acme', 'user:alice') = test.id('acme') AS used;
 SELECT leasehold.request_lease('plain', run_id => test.id('told run'), lease_id => test.id('told')) = test.id('told') AS requested;

@@ -172,10 +172,13 @@ BEGIN;
 UPDATE leasehold.lease_metadata SET metadata = metadata || '{"remoteCwd": " ", "shellCommand": "fish -c rm"}' WHERE lease_id = test.id('c lease');
 SELECT test.is('no place and no shell that we know', (s ->> 'command', s ->> 'cwd')::text, '(sh,/tmp/sub/dir)') FROM pg_temp.sent('sent script') AS s;
 ROLLBACK;
--- a host's driver is not told the run, nor to stream
+-- 81: a host's driver is not told the run, nor to stream
 BEGIN;
 UPDATE leasehold.providers SET kind = 'environment_driver' WHERE key = 'fake';
-SELECT test.is('for a host', (s ? 'runId', s ? 'streamOutput', s ->> 'command')::text, '(f,f,make)') FROM pg_temp.sent('sent') AS s;
+SELECT test.is('for a host', (s ? 'runId', s ? 'streamOutput', s ->> 'command', s -> 'timeoutMs', s -> 'ms')::text, '(f,f,make,90500,120500)'),
+       test.is('which gets its own metadata apart from ours', (SELECT string_agg(k, ' ' ORDER BY k COLLATE "C") FROM jsonb_object_keys(s #> '{lease,metadata}') AS k),
+               'agentId driver driverKey executionWorkspaceMode pluginKey providerMetadata')
+  FROM (SELECT pg_temp.sent('sent') AS s OFFSET 0) AS o;
 ROLLBACK;
 -- a lease of another generation, or that is over, gets nothing
 BEGIN;

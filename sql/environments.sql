@@ -26,7 +26,7 @@ SET ROLE regress_manager;
 SELECT test.is('of the present version', leasehold.update_environment('e1', '{"delayMs": 2}', expected_version => 4), 5);
 SELECT test.refused('of an older one', $$SELECT leasehold.update_environment('e1', '{"delayMs": 3}', expected_version => 4)$$, 'stale_version');
 SELECT test.is('the error tells the present one', e.detail, '{"code": "stale_version","version": 5}') FROM test.error($$SELECT leasehold.update_environment('e1', '{"delayMs": 3}', expected_version => 4)$$) AS e;
--- 75: a lease keeps the configuration that it was made with
+-- a lease keeps the configuration that it was made with
 SET ROLE regress_user;
 SELECT leasehold.request_lease('e1', lease_id => test.id('e1 lease')) IS NOT NULL AS requested;
 SELECT test.is('active', (leasehold.wait_for_lease(test.id('e1 lease'), '30 seconds')).status, 'active');

@@ -54,7 +54,7 @@ SELECT test.refused(label, format('SELECT leasehold.create_environment(''wrong''
 SELECT test.refused('not an object', $$SELECT leasehold.create_environment('wrong', 'fake', '[]')$$, 'argument_invalid');
 SELECT test.is('nothing was made', count(*), 0) FROM leasehold.environments AS e WHERE e.key = 'wrong';
 
--- 60: the fake provider is for tests only
+-- 38: the fake provider is for tests only
 RESET ROLE;
 ALTER SYSTEM SET leasehold.allow_fake_provider = off;
 SELECT pg_reload_conf();

@@ -112,7 +112,7 @@ CREATE FUNCTION leasehold_internal.bubblewrap_config_problem(config jsonb) RETUR
             THEN pg_catalog.format('unknown key "%s"', pg_catalog.left(k.key, 60))
         WHEN k.key NOT IN ('timeoutMs', 'reuseLease')
              AND (pg_catalog.jsonb_typeof(k.value) <> 'number'
-                  OR (k.value #>> '{}')::numeric NOT BETWEEN 1 AND 1048576 OR (k.value #>> '{}')::numeric % 1 <> 0)
+                  OR (k.value #>> '{}')::numeric NOT BETWEEN 1 AND 1048576 OR k.value #>> '{}' !~ '^[0-9]+$')
             THEN pg_catalog.format('%s must be a whole number from 1 to 1048576', k.key)
         END AS problem
     FROM pg_catalog.jsonb_each(config) AS k

@@ -342,7 +342,7 @@ BEGIN
     RETURN QUERY
     SELECT 'notice'::text, 'sandboxes_without_cgroups'::text,
            'sandboxes on this host: memory is limited for each process, not for a sandbox as a whole; processes, file sizes and workspaces are limited for the whole'::text,
-           'Keep memoryMb times processes below what the host can spare, or run the server where memory is limited.'::text
+           'Keep memoryMb times processes below what the host can spare, see to OOMPolicy=continue of the service, or use another host: docs/sandbox.md.'::text
      WHERE pg_catalog.current_setting('leasehold.bubblewrap')::boolean AND leasehold_internal.sandbox_problem() IS NULL;
     RETURN QUERY
     SELECT 'warning'::text, 'member_dangling'::text,

@@ -168,7 +168,7 @@ CREATE FUNCTION leasehold_internal.bubblewrap_config_problem(config jsonb) RETUR
             THEN pg_catalog.format('unknown key "%s"', pg_catalog.left(k.key, 60))
         WHEN k.key NOT IN ('timeoutMs', 'reuseLease')
              AND (pg_catalog.jsonb_typeof(k.value) <> 'number'
-                  OR (k.value #>> '{}')::numeric NOT BETWEEN 1 AND 1048576 OR (k.value #>> '{}')::numeric % 1 <> 0)
+                  OR (k.value #>> '{}')::numeric NOT BETWEEN 1 AND 1048576 OR k.value #>> '{}' !~ '^[0-9]+$')
             THEN pg_catalog.format('%s must be a whole number from 1 to 1048576', k.key)
         END AS problem
     FROM pg_catalog.jsonb_each(config) AS k
@@ -1787,14 +1787,14 @@ $$;
 
 -- What a provider is to be told of a command, or of ending one.
 CREATE FUNCTION leasehold_internal.command_params(
-        command leasehold.commands, lease leasehold.leases, installation_id uuid, config jsonb, metadata jsonb, kind text,
-        slot text, stdin text, env jsonb, work_ms bigint)
+        command leasehold.commands, lease leasehold.leases, installation_id uuid, config jsonb, metadata jsonb,
+        document jsonb, kind text, slot text, stdin text, env jsonb, work_ms bigint)
     RETURNS jsonb LANGUAGE sql STABLE AS $$
     SELECT pg_catalog.jsonb_build_object(
                'driverKey', (command).provider, 'companyId', (command).company_id, 'environmentId', (lease).environment_id,
                'issueId', (lease).issue_id, 'config', config,
                'lease', pg_catalog.jsonb_build_object('providerLeaseId', (lease).provider_lease_id,
-                   'metadata', COALESCE(metadata, '{}'), 'expiresAt', (lease).expires_at),
+                   'metadata', document, 'expiresAt', (lease).expires_at),
                'leasehold', pg_catalog.jsonb_build_object('installationId', installation_id, 'leaseId', (lease).id,
                    'generation', (lease).generation, 'commandId', (command).id,
                    'idempotencyKey', (command).company_id || ':' || (command).id
@@ -1813,8 +1813,8 @@ CREATE FUNCTION leasehold_internal.command_params(
                    COALESCE(NULLIF(pg_catalog.btrim(metadata ->> 'remoteCwd'), ''), '/tmp')) AS s (shell, home)
 $$;
 
-COMMENT ON FUNCTION leasehold_internal.command_params(leasehold.commands, leasehold.leases, uuid, jsonb, jsonb, text, text, text,
-                                                      jsonb, bigint) IS
+COMMENT ON FUNCTION leasehold_internal.command_params(leasehold.commands, leasehold.leases, uuid, jsonb, jsonb, jsonb, text, text,
+                                                      text, jsonb, bigint) IS
     'What a provider is to be told of a command';
 
 -- Claims commands, and the ending of others, for a worker.
@@ -1875,6 +1875,8 @@ BEGIN
            CASE c.slot WHEN 'command' THEN COALESCE(t.rpc_ms, 0) ELSE default_timeout_ms END,
            c.company_id || ':' || c.subject_id || CASE c.slot WHEN 'command' THEN ':execute' ELSE ':cancel' END,
            CASE WHEN v.code IS NULL THEN leasehold_internal.command_params(k, l, n.id, COALESCE(f.config, '{}'), md.metadata,
+                                             leasehold_internal.lease_document(p.kind, p.plugin_key, c.provider, l.agent_id,
+                                                 ws.mode, COALESCE(f.config, '{}'), md.metadata),
                                              p.kind, c.slot, i.stdin, i.env, t.work_ms)::text END,
            g.xmin,
            (SELECT LEAST(pg_catalog.min(m.value), most_output) FROM leasehold.limits AS m
@@ -1887,6 +1889,8 @@ BEGIN
       LEFT JOIN leasehold_internal.environment_configs AS f
         ON f.company_id = l.company_id AND f.environment_id = l.environment_id AND f.version = l.config_version
       LEFT JOIN leasehold.lease_metadata AS md ON md.company_id = l.company_id AND md.lease_id = l.id
+      LEFT JOIN leasehold_internal.execution_workspaces AS ws
+        ON ws.company_id = l.company_id AND ws.id = l.execution_workspace_id
       LEFT JOIN leasehold.providers AS p ON p.key = c.provider
       LEFT JOIN leasehold.plugins AS g ON g.key = p.plugin_key
       LEFT JOIN input AS i ON c.slot = 'command' AND i.company_id = c.company_id AND i.command_id = c.subject_id
@@ -2367,7 +2371,7 @@ BEGIN
     RETURN QUERY
     SELECT 'notice'::text, 'sandboxes_without_cgroups'::text,
            'sandboxes on this host: memory is limited for each process, not for a sandbox as a whole; processes, file sizes and workspaces are limited for the whole'::text,
-           'Keep memoryMb times processes below what the host can spare, or run the server where memory is limited.'::text
+           'Keep memoryMb times processes below what the host can spare, see to OOMPolicy=continue of the service, or use another host: docs/sandbox.md.'::text
      WHERE pg_catalog.current_setting('leasehold.bubblewrap')::boolean AND leasehold_internal.sandbox_problem() IS NULL;
     RETURN QUERY
     SELECT 'warning'::text, 'member_dangling'::text,

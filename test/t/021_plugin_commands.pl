@@ -20,6 +20,7 @@ my $node = Leasehold::Node->new('main')->setup(
 leasehold.breaker_threshold = 1000
 leasehold.acquire_attempts = 100
 leasehold.max_response_size = 200kB
+leasehold.rpc_timeout = 5s
 leasehold.max_output = 100MB
 ));
 my $provider = Leasehold::Provider->start($node)->register($node);
@@ -123,7 +124,9 @@ subtest 'an answer that is whole' => sub {
 		$params,
 		{
 			driverKey => 'box', companyId => $company, environmentId => $environment, issueId => undef, config => {},
-			lease => { providerLeaseId => $resource, metadata => { remoteCwd => '/workspace', sandboxId => $resource } },
+			lease => { providerLeaseId => $resource, metadata => { driver => 'sandbox', executionWorkspaceMode => undef,
+				pluginKey => $provider->{name}, sandboxProviderPlugin => JSON::PP::true, provider => 'box',
+				remoteCwd => '/workspace', sandboxId => $resource } },
 			command => 'printf', args => [ '%s|', 'a b', '$HOME', '"' ], cwd => '/workspace', env => { A => '1' },
 			timeoutMs => 60000, runId => undef, streamOutput => JSON::PP::true,
 			leasehold => { leaseId => $lease, generation => 1, commandId => $command,
@@ -139,6 +142,8 @@ subtest 'an answer that is whole' => sub {
 	$command = script('echo out; echo err >&2');
 	ends($command, 'exited|0|', 'a script');
 	is(output($command) . '|' . output($command, 'stderr'), "out\n|err\n", 'writes to both streams');
+	is($node->owner("SELECT string_agg(stream, ' ' ORDER BY seq) FROM leasehold.command_output WHERE command_id = '$command'"),
+		'stdout stderr', 'which come one after the other');
 	$command = start(q(shell => 'echo first; sleep 100', timeout => '300 milliseconds'));
 	ends($command, 'timed_out||', 'one that takes too long');
 	is(output($command), "first\n", 'keeps what it wrote');

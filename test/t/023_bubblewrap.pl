@@ -86,17 +86,24 @@ subtest 'what the host must have' => sub {
 	unset('leasehold.bubblewrap_program');
 	$node->environment('box', 'bubblewrap', { workspaceMb => 50, memoryMb => 400, processes => 60 });
 	eventually { $node->doctor !~ /sandboxes_unavailable/ } 'then all is well';
-	my @ids = map { $node->alice(q(SELECT leasehold.ensure_local_environment())) } 1 .. 2;
-	is($ids[0], $ids[1], 'cases 1, 3: an environment that is made once');
-	$node->alice(q(SELECT leasehold.update_environment('local', name => 'Ours', status => 'archived')));
-	is($node->alice(q(SELECT leasehold.ensure_local_environment())), $ids[0], 'case 2: and found');
-	is($node->alice(q(SELECT name || ' ' || status FROM leasehold.environments WHERE key = 'local')), 'Ours archived',
-		'as it is');
-	is($node->alice(q(SELECT provider FROM leasehold.environments WHERE key = 'local')), 'bubblewrap', 'of this provider');
+	$node->refuses('alice', q(SELECT leasehold.create_environment('bad', 'bubblewrap', '{"fileMb": 50.0}')), '22023', qr/config_invalid/,
+		'nor a whole number that is written as another');
+	my @sessions = map { $node->background_psql('postgres', extra_params => [ '-U', 'alice' ]) } 1 .. 5;
+	$_->query_until(qr/^$/m, "SELECT pg_sleep(0.2);\nSELECT leasehold.ensure_local_environment();\n") for @sessions;
+	$_->quit for @sessions;
+	my $one = q(SELECT string_agg(id || ' ' || name || ' ' || status || ' ' || provider, ',') FROM leasehold.environments WHERE key = 'local');
+	like($node->alice($one), qr/^\S+ Local active bubblewrap$/, 'cases 1, 3: an environment that is made once');
+	$node->alice(q(SELECT leasehold.update_environment('local', name => 'Ours', status => 'archived', metadata => '{"ours": true}')));
+	my $whole = q(SELECT e FROM leasehold.environments AS e WHERE key = 'local');
+	my $before = $node->alice($whole);
+	is($node->alice(q(SELECT leasehold.ensure_local_environment())), (split / /, $node->alice($one))[0], 'case 2: and found');
+	is($node->alice($whole), $before, 'as it is');
+	$node->environment('other', 'fake', {});
+	$node->refuses('alice', q(SELECT leasehold.ensure_local_environment('other')), '23505', qr/already_exists/, 'one of another provider is none');
 	like($node->doctor, qr/notice sandboxes_without_cgroups/, 'what is not limited is told');
 	$node->refuses('alice', "SELECT leasehold.create_environment('bad', 'bubblewrap', " . quote(json($_)) . ')', '22023', qr/config_invalid/,
 		'configuration ' . json($_))
-	  for { workspaceMb => 0 }, { memoryMb => '1' }, { processes => 1.5 }, { disk => 1 }, { cpuSeconds => undef };
+	  for { workspaceMb => 0 }, { memoryMb => '1' }, { processes => 1.5 }, { processes => 1048577 }, { disk => 1 }, { cpuSeconds => undef };
 };
 
 my $lease = lease();
@@ -111,6 +118,8 @@ subtest 'a place to work' => sub {
 	is((run($lease, 'cat /workspace/a/b/file /tmp/file', q(cwd => '/tmp')))[1], "kept\nkept", 'wherever it works');
 	is((run($lease, 'cat', q(stdin => 'read this')))[1], 'read this', 'input');
 	is((run($lease, 'cat'))[1], '', 'none if none is given');
+	is((run($lease, 'echo $A,$HOME,$PATH'))[1], ',/workspace,/usr/local/bin:/usr/bin:/bin', 'variables');
+	is((run($lease, 'echo $A,$HOME', q(env => '{"A": "one two", "HOME": "/tmp"}')))[1], 'one two,/tmp', 'and those that it is given');
 	is((run($lease, 'kill -9 $$'))[0], 'signalled SIGKILL', 'a signal');
 	is((run($lease, 'exit 137'))[0], 'exited 137', 'which is not an exit code');
 	is((run($lease, 'nonexistent'))[0], 'exited 127', 'a script that finds no program');
@@ -135,6 +144,14 @@ subtest 'what came to be exposed later' => sub {
 		qr/^sandbox_unavailable .*the data directory would be seen/, 'and says why');
 	unset('leasehold.bubblewrap_read_only');
 	eventually { (run($lease, 'echo here'))[1] eq 'here' } 'until the path is taken away';
+};
+
+subtest 'what was turned off' => sub {
+	set('leasehold.bubblewrap', 'off');
+	is((run($lease, 'echo here'))[0], 'failed', 'no command begins');
+	is($node->owner('SELECT failure_code FROM leasehold.commands ORDER BY requested_at DESC LIMIT 1'), 'provider_forbidden', 'and says why');
+	set('leasehold.bubblewrap', 'on');
+	eventually { (run($lease, 'echo here'))[1] eq 'here' } 'until it is turned on again';
 };
 
 subtest 'memory that is promised' => sub {
@@ -228,13 +245,18 @@ subtest 'what it cannot do' => sub {
 		"python3 -c 'import socket; socket.socket(40, 1)'", "python3 -c 'import socket; socket.socket(17, 3)'",
 		"python3 -c 'import ctypes; exit(ctypes.CDLL(None).syscall(250, 0, -3, 1) < 0)'",
 		"python3 -c 'import ctypes; exit(ctypes.CDLL(None).syscall(321, 0, 0, 0) < 0)'",
+		'echo 0 >/proc/self/oom_score_adj', 'echo 500 >/proc/self/oom_score_adj',
+		(map { "python3 -c 'import socket; socket.socket($_)'" } '2, 1, 132', '2, 1, 262', '10, 6, 33', '16, 3, 9', '16, 3, 16'),
+		"python3 -c 'import socket; socket.socketpair(30, 1)'", "python3 -c 'import socket; socket.socketpair(2, 1)'",
+		"python3 -c 'import ctypes; exit(ctypes.CDLL(None).syscall(103, 3, 0, 0) < 0)'",
+		"python3 -c 'import fcntl, os, struct; fcntl.ioctl(os.openpty()[0], 0x5423, struct.pack(\"i\", 3))'",
 		'grep . /proc/cmdline', 'grep . /proc/keys', 'ulimit -n 5000', 'echo x >&0',
 		'dmesg', 'chown 0 /workspace', 'nsenter -t 1 -n true', 'ip link set lo down')
 	{
 		my ($how) = run($lease, "($attempt) >/dev/null 2>&1");
 		like($how, qr/^(exited [1-9]|signalled)/, $attempt);
 	}
-	is((run($lease, "python3 -c 'import socket; [socket.socket(f, 1).close() for f in (1, 2, 10)]; print(\"well\")'"))[1], 'well',
+	is((run($lease, "python3 -c 'import socket; [socket.socket(f, t).close() for f in (1, 2, 10) for t in (1, 2)]; socket.socket(16, 3, 0); socket.socketpair(); print(\"well\")'"))[1], 'well',
 		'and nothing is broken');
 	my $directory = Leasehold::Sandbox::directory($node);
 	is((run($lease, "grep -cE '$directory|leasehold_sandbox' /proc/self/mountinfo"))[1], '0', 'no mount tells where the host has it');
@@ -264,6 +286,42 @@ subtest 'limits' => sub {
 	is($sum, 'exited 0', 'a flood');
 	is($node->owner("SELECT output_truncated || ' ' || stdout_bytes FROM leasehold.commands ORDER BY requested_at DESC LIMIT 1"),
 		'true 40000000', 'is cut, and counted');
+};
+
+subtest 'what an administrator allows at most' => sub {
+	set('leasehold.bubblewrap_max_memory', '50MB');
+	set('leasehold.bubblewrap_max_processes', 7);
+	like((run($lease, 'head -c 90M /dev/zero | tail -c 80M | wc -c'))[2], qr/memory exhausted|Cannot (fork|allocate)/, 'memory');
+	like((run($lease, 'for i in 1 2 3 4 5 6 7 8; do sleep 5 & done; wait'))[2], qr/Cannot fork|Resource temporarily/, 'processes');
+	unset($_) for 'leasehold.bubblewrap_max_memory', 'leasehold.bubblewrap_max_processes';
+};
+
+# Parked, it is there still, with all its files; removed, nothing of it is.
+subtest 'one that is used again' => sub {
+	$node->environment('kept', 'bubblewrap', { workspaceMb => 20, reuseLease => \1 });
+	my ($agent, $workspace) = map { $node->owner('SELECT leasehold.new_id()') } 1 .. 2;
+	$node->alice("SELECT leasehold.upsert_agent('$agent', adapter_type => 'x'), leasehold.upsert_execution_workspace('$workspace')");
+	my @runs = map { $node->owner('SELECT leasehold.new_id()') } 1 .. 2;
+	my $first;
+	for my $run (@runs)
+	{
+		$node->alice("SELECT leasehold.start_run('$agent', execution_workspace_id => '$workspace', run_id => '$run')");
+		my $kept = $node->request(qq('kept', run_id => '$run'));
+		$node->settles($kept, 'active', 'a lease of a run');
+		is((run($kept, 'cat file 2>/dev/null; echo more >>file'))[1], $first ? 'more' : '', 'with the files of the run before');
+		is($kept, $first // $kept, 'it is the same');
+		$first = $kept;
+		my $busy = start($kept, 'echo up; sleep 4247');
+		eventually { Leasehold::Sandbox::output($node, $busy, 'stdout') eq 'up' } 'a command runs';
+		$node->alice("SELECT leasehold.finish_run('$run')");
+		is((ends($busy))[0], 'cancelled SIGTERM', 'it ends with the run');
+		$node->settles($kept, 'retained', 'the lease is parked');
+	}
+	my $holders = Leasehold::Sandbox::holders($node);
+	my ($directory) = glob Leasehold::Sandbox::directory($node) . "/*/*.$first.*";
+	ok(-e $directory, 'it has a directory');
+	$node->alice("SELECT leasehold.destroy_lease('$first')");
+	eventually { !-e $directory && Leasehold::Sandbox::holders($node) == $holders - 1 } 'until it is destroyed';
 };
 
 subtest 'one that is cancelled at any moment' => sub {
@@ -353,6 +411,17 @@ subtest 'nothing is left over' => sub {
 	is($node->owner("SELECT failure_code FROM leasehold.commands WHERE lease_id = '$gone'"), 'resource_gone', 'and say why');
 	$node->settles($gone, 'failed', 'there is nothing left to lease');
 	is($node->lease($gone, 'failure_code'), 'resource_gone', 'which says why, too');
+
+	# what a machine that lost its power left
+	my $empty = lease();
+	my ($left) = glob Leasehold::Sandbox::directory($node) . "/*/*.$empty.*";
+	kill 'TERM', Leasehold::Sandbox::holders($node);
+	eventually { Leasehold::Sandbox::holders($node) == 0 } 'a sandbox can be told to end, as by a service that stops';
+	open(my $record, '>', "$left/holder") or die $!;
+	close $record;
+	$node->alice("SELECT leasehold.release_lease('$empty')");
+	$node->settles($empty, 'released', 'one whose record is empty is gone');
+	ok(!-e $left, 'with its directory');
 
 	# one that no lease knows of
 	my $stray = lease();

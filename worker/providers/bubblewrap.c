@@ -31,6 +31,7 @@
 #include "event_loop.h"
 #include "provider.h"
 #include "sandbox_host.h"
+#include "sandbox_space.h"
 #include "settings.h"
 #include "worker.h"
 
@@ -66,6 +67,7 @@ static SandboxCall *begin(Call *call, const json_t *params);
 static bool make_directories(SandboxCall *state);
 static void start_holder(SandboxCall *state, int64 workspace_mb);
 static void holder_spoke(int fd, uint32 events, void *arg);
+static void take_or_give_back(SandboxCall *state);
 static void remove_sandbox(SandboxCall *state);
 static void holder_ended(int fd, uint32 events, void *arg);
 static void out_of_patience(void *arg);
@@ -102,7 +104,7 @@ bubblewrap_acquire(Call *call)
 	SandboxCall *state = begin(call, params);
 	int64		workspace_mb = number(params, "workspaceMb", DEFAULT_WORKSPACE_MB);
 	SandboxHolder holder;
-	SandboxState found = bubblewrap_holder(state->path, &holder);
+	SandboxState found = sandbox_holder_find(state->path, &holder);
 	StringInfoData problem;
 
 	json_decref(params);
@@ -167,36 +169,6 @@ bubblewrap_directory(const char *installation, const char *id, char *path)
 		return false;
 	snprintf(path, MAXPGPATH, "%s/%s/%s", setting_bubblewrap_directory, installation, id);
 	return true;
-}
-
-SandboxState
-bubblewrap_holder(const char *path, SandboxHolder *holder)
-{
-	char		file_name[MAXPGPATH + 10];
-	FILE	   *file;
-	int			pid;
-	int			fields;
-	int			pidfd;
-
-	snprintf(file_name, sizeof(file_name), "%s/holder", path);
-	file = fopen(file_name, "re");
-	if (file == NULL)
-		return errno == ENOENT ? SANDBOX_GONE : SANDBOX_UNCLEAR;
-	fields = fscanf(file, "%d %llu", &pid, &holder->began);
-	if (ferror(file))
-		fields = -1;
-	fclose(file);
-	if (fields < 0)
-		return SANDBOX_UNCLEAR;
-	/* it came to be there whole: the machine has died since */
-	if (fields != 2 || pid <= 1)
-		return SANDBOX_GONE;
-	holder->pid = pid;
-	pidfd = child_process_find(holder->pid, holder->began);
-	if (pidfd < 0)
-		return errno == ESRCH ? SANDBOX_GONE : SANDBOX_UNCLEAR;
-	close(pidfd);
-	return SANDBOX_THERE;
 }
 
 CallOutcome
@@ -284,12 +256,36 @@ holder_spoke(int fd, uint32 events, void *arg)
 	state->pidfd = -1;
 	text[Max(length, 0)] = '\0';
 	if (strncmp(text, "ready", 5) == 0)
-		got(state);
+		take_or_give_back(state);
 	else
 	{
 		remove_directories(state->path);
 		finish(state, OUTCOME_RETRY, "sandbox_unavailable", text[0] != '\0' ? text : "the sandbox could not be made");
 	}
+}
+
+/* Another worker may have promised the same memory to another one meanwhile. */
+static void
+take_or_give_back(SandboxCall *state)
+{
+	SandboxHolder holder;
+	StringInfoData problem;
+	int			pidfd;
+
+	initStringInfo(&problem);
+	if (!sandbox_space_problem(all_coming_mb - state->coming_mb, &problem))
+	{
+		got(state);
+		return;
+	}
+	pidfd = sandbox_holder_find(state->path, &holder) == SANDBOX_THERE ? child_process_find(holder.pid, holder.began) : -1;
+	if (pidfd >= 0)
+	{
+		(void) syscall(SYS_pidfd_send_signal, pidfd, SIGKILL, NULL, 0);
+		close(pidfd);
+	}
+	/* the next attempt, or a sweep, removes the directory */
+	finish(state, OUTCOME_RETRY, "sandbox_unavailable", problem.data);
 }
 
 static void
@@ -304,7 +300,7 @@ bubblewrap_find(Call *call)
 	json_t	   *params = json_loads(call->params, 0, NULL);
 	SandboxCall *state = begin(call, params);
 	SandboxHolder holder;
-	SandboxState found = bubblewrap_holder(state->path, &holder);
+	SandboxState found = sandbox_holder_find(state->path, &holder);
 
 	json_decref(params);
 	if (found == SANDBOX_THERE)
@@ -365,7 +361,7 @@ remove_sandbox(SandboxCall *state)
 		return;
 	}
 	bubblewrap_end_commands(state->path);
-	found = bubblewrap_holder(state->path, &holder);
+	found = sandbox_holder_find(state->path, &holder);
 	if (found == SANDBOX_GONE)
 	{
 		remove_directories(state->path);
@@ -417,7 +413,7 @@ remove_directories(const char *path)
 	char		name[MAXPGPATH + 12];
 	SandboxHolder holder;
 
-	if (path[0] == '\0' || bubblewrap_holder(path, &holder) != SANDBOX_GONE)
+	if (path[0] == '\0' || sandbox_holder_find(path, &holder) != SANDBOX_GONE)
 		return;
 	for (int i = 0; i < (int) lengthof(parts); i++)
 	{
@@ -457,9 +453,9 @@ clean_up(void *arg)
 	if (state->ready_fd >= 0)
 	{
 		close(state->ready_fd);
-		/* what we started ends by itself, whether it made a holder or not */
+		/* the holder, if it made one, is a process of its own */
 		if (state->pidfd >= 0)
-			child_process_reap(state->pidfd);
+			child_process_kill(state->pidfd);
 	}
 	else if (state->pidfd >= 0)
 		close(state->pidfd);
@@ -521,5 +517,5 @@ number(const json_t *params, const char *name, int64 otherwise)
 {
 	const json_t *value = json_object_get(json_object_get(params, "config"), name);
 
-	return json_is_integer(value) && json_integer_value(value) > 0 ? json_integer_value(value) : otherwise;
+	return json_is_number(value) && json_number_value(value) >= 1 ? (int64) json_number_value(value) : otherwise;
 }

@@ -38,9 +38,11 @@
 #include "worker.h"
 
 #define GRACE_MS			1000
+#define DROPPED_PAUSE_MS	10	/* between readings of output that is not kept any more */
 #define READ_SIZE			65536
 #define STATUS_SIZE			2000
 #define SANDBOX_USER		"1000"
+#define MB					(1024 * 1024)
 #define DEFAULT_MEMORY_MB	2048
 #define DEFAULT_PROCESSES	256
 
@@ -66,6 +68,7 @@ typedef struct SandboxCommand
 	EventTimer	timeout;
 	EventTimer	grace;
 	EventTimer	again;			/* to look whether it is over */
+	EventTimer	pause;			/* until more is read of what is not kept */
 	int64		rest[2];		/* bytes that were in the pipes at its end; -1: it has not ended */
 	bool		out_of_time;	/* it was told to end since its time is over */
 	bool		cancelled;		/* or since somebody wants it */
@@ -79,7 +82,8 @@ static void add_words(StringInfo list, const char *const *words, int count);
 static void add_exposed(const char *path, void *arg);
 static void add_mount(StringInfo list, const SandboxCommand *state, const char *part, const char *target);
 static int	request(const json_t *params);
-static void add_limit(StringInfo list, const json_t *params, const char *name, int64 otherwise, int64 unit);
+static void add_limit(StringInfo list, const json_t *params, const char *name, int64 otherwise, int64 most,
+					  int64 unit);
 static void add_argv(StringInfo list, const json_t *params, const char **script);
 static void add_environment(StringInfo list, const json_t *params, const char *script);
 static void add_string(StringInfo list, const char *string);
@@ -87,6 +91,7 @@ static int	text_file(const char *text);
 static bool watch_all(SandboxCommand *state);
 static void output_ready(int fd, uint32 events, void *arg);
 static void drained(Call *call);
+static void pause_over(void *arg);
 static void close_output(SandboxCommand *state, CommandStream stream);
 static void status_ready(int fd, uint32 events, void *arg);
 static void close_status(SandboxCommand *state);
@@ -124,7 +129,8 @@ bubblewrap_execute(Call *call)
 	state->timeout.fire = out_of_time;
 	state->grace.fire = out_of_grace;
 	state->again.fire = finish_if_over;
-	state->timeout.arg = state->grace.arg = state->again.arg = state;
+	state->pause.fire = pause_over;
+	state->timeout.arg = state->grace.arg = state->again.arg = state->pause.arg = state;
 	state->rest[0] = state->rest[1] = -1;
 	state->cleanup.func = clean_up;
 	state->cleanup.arg = state;
@@ -133,7 +139,7 @@ bubblewrap_execute(Call *call)
 	call->command->drained = drained;
 
 	initStringInfo(&problem);
-	found = bubblewrap_directory(installation, id ? id : "", state->path) ? bubblewrap_holder(state->path, &holder) : SANDBOX_GONE;
+	found = bubblewrap_directory(installation, id ? id : "", state->path) ? sandbox_holder_find(state->path, &holder) : SANDBOX_GONE;
 	if (!setting_bubblewrap)
 		not_started(call, OUTCOME_FAILED, "provider_forbidden", "leasehold.bubblewrap is off");
 	else if (found == SANDBOX_THERE && sandbox_exposure_problem(&problem))
@@ -167,7 +173,7 @@ start(SandboxCommand *state, const json_t *params, const SandboxHolder *holder)
 	snprintf(began, sizeof(began), "%llu", holder->began);
 	snprintf(parent, sizeof(parent), "%d", MyProcPid);
 	initStringInfo(&processes);
-	add_limit(&processes, params, "processes", DEFAULT_PROCESSES, 1);
+	add_limit(&processes, params, "processes", DEFAULT_PROCESSES, setting_bubblewrap_max_processes, 1);
 	argv[4] = processes.data;
 
 	if (open_channels(state, params, fds))
@@ -247,7 +253,7 @@ bubblewrap_arguments(const SandboxCommand *state)
 	 */
 	static const char *const last[] = {
 		"--perms", "0555", "--ro-bind-data", CppAsString2(HELPER_FD), "/.leasehold",
-		"--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/",
+		"--remount-ro", "/proc", "--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/",
 	};
 	StringInfoData list;
 
@@ -311,20 +317,13 @@ add_mount(StringInfo list, const SandboxCommand *state, const char *part, const 
 static int
 request(const json_t *params)
 {
-	const json_t *config = json_object_get(params, "config");
 	StringInfoData list;
 	const char *script = NULL;
 
 	initStringInfo(&list);
-	add_limit(&list, params, "memoryMb", DEFAULT_MEMORY_MB, 1024 * 1024);
-	if (json_object_get(config, "fileMb") != NULL)
-		add_limit(&list, params, "fileMb", 0, 1024 * 1024);
-	else
-		add_string(&list, "");
-	if (json_object_get(config, "cpuSeconds") != NULL)
-		add_limit(&list, params, "cpuSeconds", 0, 1);
-	else
-		add_string(&list, "");
+	add_limit(&list, params, "memoryMb", DEFAULT_MEMORY_MB, setting_bubblewrap_max_memory, MB);
+	add_limit(&list, params, "fileMb", 0, PG_INT32_MAX, MB);
+	add_limit(&list, params, "cpuSeconds", 0, PG_INT32_MAX, 1);
 	add_string(&list, "0");		/* no core files */
 	add_string(&list, json_string_value(json_object_get(params, "cwd")));
 	add_argv(&list, params, &script);
@@ -332,13 +331,15 @@ request(const json_t *params)
 	return child_process_memory_file("leasehold command", list.data, list.len);
 }
 
+/* That of the configuration, if it is not more than an administrator allows; without one, otherwise; 0: none. */
 static void
-add_limit(StringInfo list, const json_t *params, const char *name, int64 otherwise, int64 unit)
+add_limit(StringInfo list, const json_t *params, const char *name, int64 otherwise, int64 most, int64 unit)
 {
 	const json_t *value = json_object_get(json_object_get(params, "config"), name);
-	int64		number = json_is_integer(value) && json_integer_value(value) > 0 ? json_integer_value(value) : otherwise;
+	int64		limit = json_is_number(value) && json_number_value(value) >= 1 ? (int64) json_number_value(value) : otherwise;
 
-	appendStringInfo(list, INT64_FORMAT, number * unit);
+	if (limit > 0)
+		appendStringInfo(list, INT64_FORMAT, Min(limit, most) * unit);
 	appendStringInfoChar(list, '\0');
 }
 
@@ -467,8 +468,14 @@ output_ready(int fd, uint32 events, void *arg)
 static bool
 take_output(SandboxCommand *state, CommandStream stream, const char *data, size_t length)
 {
-	if (command_output_add(state->call, stream, data, length))
+	bool		dropped = state->call->command->truncated;
+
+	if (command_output_add(state->call, stream, data, length) && !dropped)
 		return true;
+	if (dropped && has_ended(state))
+		return true;
+	if (dropped)
+		event_loop_set_timer(&state->pause, DROPPED_PAUSE_MS);
 	/* a pipe that nobody reads stops who writes */
 	for (int s = STREAM_STDOUT; s <= STREAM_STDERR; s++)
 	{
@@ -477,6 +484,12 @@ take_output(SandboxCommand *state, CommandStream stream, const char *data, size_
 		state->output_watch[s] = NULL;
 	}
 	return false;
+}
+
+static void
+pause_over(void *arg)
+{
+	drained(((SandboxCommand *) arg)->call);
 }
 
 static void
@@ -771,4 +784,5 @@ cancel_timers(SandboxCommand *state)
 	event_loop_cancel_timer(&state->timeout);
 	event_loop_cancel_timer(&state->grace);
 	event_loop_cancel_timer(&state->again);
+	event_loop_cancel_timer(&state->pause);
 }
