@@ -198,6 +198,32 @@ subtest 'a lease that somebody has locked' => sub {
 	is($node->owner('SELECT failed_batches FROM leasehold_internal.worker_states()'), 0, 'no round has failed');
 };
 
+# What a company leaves behind and keeps locked is its own trouble: others find
+# places, and what they leave is seen to.
+subtest 'many that are left' => sub {
+	my $lease = $node->request(q('dev'));
+	$node->settles($lease, 'active', 'a lease');
+	my $locker = $node->background_psql('postgres');
+	$locker->query_safe("BEGIN");
+	$locker->query_safe("SELECT FROM leasehold.leases WHERE id = '$lease' FOR UPDATE");
+	my ($code, undef, $said) = $node->psql('postgres', "DO \$\$ BEGIN PERFORM leasehold.attach_call(lease_id => '$lease'); END \$\$;\n" x 130,
+		extra_params => [ '-U', 'alice' ]);
+	like($said, qr/ERROR:  what 125 earlier CALLs of this company left behind has not been ended yet/, 'no more than a quarter of all places');
+	$node->boss(q(SELECT leasehold.create_company('other'); SELECT leasehold.grant_company('other', 'alice', 'manager');));
+	$node->alice(q(SELECT leasehold.create_environment('dev', 'fake', company => 'other')));
+	$node->alice(q(CALL leasehold.run('other', 'dev', 'echo yes', fail_on_error => true)));
+	pass('others work');
+	$terminal->type(q[CALL leasehold.run('other', 'dev', 'echo begun; hang');]);
+	$terminal->sees(qr/INFO:  begun/, 'and are cut off');
+	my $theirs = newest('leases', 'id');
+	$terminal->type("\cC");
+	$node->settles($theirs, 'expired', 'with the usual end');
+	$locker->query_safe('COMMIT');
+	$locker->quit;
+	$node->settles($lease, 'expired', 'so has this one when the lock is gone');
+	$node->happens('SELECT count(*) = 0 FROM leasehold_internal.attached_calls()', 'nothing stays attached');
+};
+
 subtest 'left while no worker was there' => sub {
 	$terminal->type(q[CALL leasehold.run('acme', 'dev', 'echo begun; hang');]);
 	$terminal->sees(qr/INFO:  begun/, 'a command');
