@@ -138,6 +138,14 @@ leasehold_detach_call(PG_FUNCTION_ARGS)
 	pg_uuid_t	company;
 	pg_uuid_t	command;
 
+	for (int i = 0; i < 2; i++)
+	{
+		if (!PG_ARGISNULL(i) && !attachment_has(PG_GETARG_UUID_P(i)))
+			ereport(ERROR,
+					(leasehold_error(i == 0 ? LHE_LEASE_NOT_FOUND : LHE_COMMAND_NOT_FOUND),
+					 errmsg("this CALL is not attached to %s %s", i == 0 ? "lease" : "command",
+							DatumGetCString(DirectFunctionCall1(uuid_out, PG_GETARG_DATUM(i))))));
+	}
 	if (mine == NULL)
 		PG_RETURN_VOID();
 	company = mine->company;

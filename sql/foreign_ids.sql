@@ -84,7 +84,7 @@ SELECT test.is('every such argument was tried', string_agg(n.proname || ' ' || n
 SELECT test.is(e.role || ' ' || e.proname || ' ' || e.name, (e.foreign_one LIKE 'PT404 %', CASE WHEN e.foreign_one = e.missing THEN 'the same' ELSE e.foreign_one || ' / ' || e.missing END)::text, '(t,"the same")')
   FROM endings AS e ORDER BY e.role, e.proname COLLATE "C", e.name COLLATE "C";
 SELECT test.is('with acme''s own all went through, but for', string_agg(e.proname || ' ' || e.name || ' ' || left(e.own, 5), ', ' ORDER BY e.proname, e.name),
-    'create_environment company 23505, ensure_local_environment company PT422, release_quarantine company PT404, release_quarantine lease_id PT404, retry_lease company PT409, retry_lease lease_id PT409, write_off_lease company PT409, write_off_lease lease_id PT409')
+    'create_environment company 23505, detach_call command_id PT404, detach_call lease_id PT404, ensure_local_environment company PT422, release_quarantine company PT404, release_quarantine lease_id PT404, retry_lease company PT409, retry_lease lease_id PT409, write_off_lease company PT409, write_off_lease lease_id PT409')
   FROM endings AS e WHERE e.own <> 'went through' AND e.role = 'regress_manager';
 SELECT test.is('nothing was written', test.fingerprint(), :'before');
 

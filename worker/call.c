@@ -18,6 +18,7 @@ static const struct
 	{"initialize", METHOD_INITIALIZE},
 	{"environmentAcquireLease", METHOD_ACQUIRE},
 	{"environmentResumeLease", METHOD_RESUME},
+	{"environmentRealizeWorkspace", METHOD_REALIZE},
 	{"environmentReleaseLease", METHOD_RELEASE},
 	{"environmentDestroyLease", METHOD_DESTROY},
 	{"environmentFindLease", METHOD_FIND},

@@ -225,6 +225,32 @@ rpc_read_lease(const json_t *result, RpcLease *lease, char *text)
 }
 
 bool
+rpc_read_workspace(const json_t *result, char **workspace, char *text)
+{
+	const json_t *cwd = json_object_get(result, "cwd");
+	const json_t *metadata = json_object_get(result, "metadata");
+	json_t	   *kept;
+
+	*workspace = NULL;
+	if (!json_is_string(cwd) || json_string_value(cwd)[0] != '/' || json_string_length(cwd) > RPC_MAX_PATH)
+		copy_text(text, "cwd is no absolute path");
+	else if (metadata != NULL && !json_is_null(metadata) && !json_is_object(metadata))
+		copy_text(text, "metadata is not an object");
+	else
+	{
+		kept = json_pack("{s:O, s:O*}", "cwd", cwd, "metadata", json_is_object(metadata) ? metadata : NULL);
+		*workspace = json_dumps(kept, JSON_COMPACT);
+		json_decref(kept);
+		if (*workspace != NULL && strlen(*workspace) <= RPC_MAX_METADATA)
+			return true;
+		free(*workspace);
+		*workspace = NULL;
+		copy_text(text, "metadata is too large");
+	}
+	return false;
+}
+
+bool
 rpc_read_list(const json_t *result, char **listed, char **next_cursor, char *text)
 {
 	const json_t *leases = json_object_get(result, "leases");

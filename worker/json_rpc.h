@@ -30,6 +30,7 @@
 #define RPC_MAX_DEPTH			64
 #define RPC_MAX_ID				1000	/* bytes of a provider's lease id */
 #define RPC_MAX_METADATA		65536	/* bytes of a lease's metadata as text */
+#define RPC_MAX_PATH			4000
 #define RPC_TEXT_SIZE			241
 
 typedef enum RpcKind
@@ -84,6 +85,12 @@ extern void rpc_parse_message(char *body, size_t length, const char *id, const c
  * An expiry that is no time counts as absent.  free(lease->metadata) afterwards.
  */
 extern bool rpc_read_lease(const json_t *result, RpcLease *lease, char *text);
+
+/*
+ * Takes a workspace out of a result: malloc'd JSON text of {cwd, metadata}, of at
+ * most RPC_MAX_METADATA bytes.  False, with a text, if it has another shape.
+ */
+extern bool rpc_read_workspace(const json_t *result, char **workspace, char *text);
 
 /*
  * Takes a page of leases: malloc'd JSON text of [{providerLeaseId, leaseId,

@@ -70,7 +70,7 @@ CREATE DOMAIN leasehold.limit_name AS text COLLATE "C"
 COMMENT ON DOMAIN leasehold.limit_name IS 'What can be limited; see leasehold.set_limit()';
 
 CREATE DOMAIN leasehold_internal.call_operation AS text COLLATE "C"
-    CHECK (VALUE IN ('acquire', 'resume', 'release', 'destroy', 'destroy_stray', 'initialize', 'reconcile',
+    CHECK (VALUE IN ('acquire', 'resume', 'realize', 'release', 'destroy', 'destroy_stray', 'initialize', 'reconcile',
                      'lease_deadline', 'run_deadline', 'places', 'execute', 'cancel_command'));
 COMMENT ON DOMAIN leasehold_internal.call_operation IS
     'What a row of the dispatch table asks for: a provider call, the check of a deadline, or to see who waits for a place';

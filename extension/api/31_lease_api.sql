@@ -348,7 +348,7 @@ BEGIN
          WHERE l.status IN ('releasing', 'pending_cleanup')
         ON CONFLICT (company_id, subject_id, slot) DO UPDATE
                -- a call that is out, or whose outcome is to be looked up, goes on; its answer finds the lease releasing
-           SET operation = CASE WHEN c.operation IN ('resume', 'release') AND c.state <> 'started'
+           SET operation = CASE WHEN c.operation IN ('resume', 'realize', 'release') AND c.state <> 'started'
                                 THEN excluded.operation ELSE c.operation END,
                -- one that is just parking the resource is followed by another
                payload = CASE WHEN c.operation = 'release' AND c.state = 'started'

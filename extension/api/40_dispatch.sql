@@ -41,6 +41,16 @@ $$;
 COMMENT ON FUNCTION leasehold_internal.next_due(integer, integer, timestamptz) IS 'When the next call is due';
 
 -- Whether a provider can tell what became of an acquire.
+-- A driver of a plugin of its own has no workspace of ours.
+CREATE FUNCTION leasehold_internal.provider_realizes(provider text) RETURNS boolean
+    LANGUAGE sql STABLE AS $$
+    SELECT EXISTS (SELECT FROM leasehold.providers AS p JOIN leasehold.plugins AS g ON g.key = p.plugin_key
+                    WHERE p.key = provider AND p.kind = 'sandbox_provider'
+                      AND 'environmentRealizeWorkspace' = ANY (g.supported_methods))
+$$;
+COMMENT ON FUNCTION leasehold_internal.provider_realizes(text) IS
+    'Whether a provider has something to do between getting a resource and its use';
+
 CREATE FUNCTION leasehold_internal.provider_looks_up(provider text) RETURNS boolean
     LANGUAGE sql STABLE AS $$
     SELECT COALESCE((SELECT p.plugin_key IS NULL OR 'environmentFindLease' = ANY (g.supported_methods)
@@ -188,6 +198,18 @@ BEGIN
                                l.agent_id, ws.mode, COALESCE(k.config, '{}'), md.metadata))
                        || CASE WHEN m.method = 'environmentResumeLease' AND l.agent_id IS NOT NULL
                           THEN pg_catalog.jsonb_build_object('agentId', l.agent_id) ELSE '{}' END
+                  WHEN m.method = 'environmentRealizeWorkspace'
+                  THEN pg_catalog.jsonb_build_object(
+                           'lease', pg_catalog.jsonb_build_object('providerLeaseId', l.provider_lease_id,
+                               'metadata', leasehold_internal.lease_document(p.kind, p.plugin_key, c.provider,
+                                   l.agent_id, ws.mode, COALESCE(k.config, '{}'), md.metadata),
+                               'expiresAt', l.provider_expires_at),
+                           'workspace', pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object(
+                               'remotePath', NULLIF(pg_catalog.btrim(md.metadata ->> 'remoteCwd'), ''), 'mode', ws.mode,
+                               'metadata', pg_catalog.jsonb_build_object('workspaceRealizationRequest',
+                                   pg_catalog.jsonb_build_object('version', 1, 'environmentId', l.environment_id,
+                                       'leaseId', l.id, 'executionWorkspaceId', l.execution_workspace_id,
+                                       'issueId', l.issue_id, 'runId', l.run_id, 'requestedMode', ws.mode)))))
                   ELSE '{}' END
            END)::text END,
            -- which version of its plugin the call is for: the worker keeps a copy
@@ -214,6 +236,7 @@ BEGIN
             WHEN c.look_up THEN 'environmentFindLease'
             WHEN c.operation = 'acquire' THEN 'environmentAcquireLease'
             WHEN c.operation = 'resume' THEN 'environmentResumeLease'
+            WHEN c.operation = 'realize' THEN 'environmentRealizeWorkspace'
             WHEN c.operation IN ('destroy', 'destroy_stray') THEN 'environmentDestroyLease'
             -- a plugin that reads reuseLease in its configuration would park what is to be deleted
             WHEN l.disposition = 'delete' AND k.config ->> 'reuseLease' = 'true' THEN 'environmentDestroyLease'
@@ -236,9 +259,9 @@ BEGIN
             WHEN c.operation IN ('acquire', 'resume') AND c.payload ? 'limit' THEN 'quota_exceeded'
             WHEN c.operation = 'acquire' AND c.look_up AND NOT (p.plugin_key IS NULL
                  OR 'environmentFindLease' = ANY (g.supported_methods)) THEN 'acquire_outcome_unknown'
-            WHEN c.operation = 'acquire' AND NOT c.look_up AND l.acquire_by < pg_catalog.clock_timestamp() THEN 'acquire_timeout'
+            WHEN c.operation IN ('acquire', 'realize') AND NOT c.look_up AND l.acquire_by < pg_catalog.clock_timestamp() THEN 'acquire_timeout'
             WHEN c.operation = 'acquire' AND NOT c.look_up AND e.status <> 'active' THEN 'environment_inactive'
-            WHEN c.operation IN ('acquire', 'resume') AND NOT c.look_up AND g.status = 'disabled' THEN 'provider_unusable'
+            WHEN c.operation IN ('acquire', 'resume', 'realize') AND NOT c.look_up AND g.status = 'disabled' THEN 'provider_unusable'
             END) AS x (code)) AS v (verdict, code)
      CROSS JOIN LATERAL leasehold_internal.call_timeouts(
                     CASE WHEN c.operation = 'initialize' THEN 'initialize' ELSE p.kind END, k.config,

@@ -28,8 +28,10 @@ COMMENT ON FUNCTION leasehold_internal.retry_pause(integer, integer, integer, bi
     'The pause before a retry that the provider may have asked to come later';
 
 -- The one place where an outcome becomes a decision.
+--   realize    it has its resource, whose workspace the provider is to make
 --   activate   the lease has its resource
 --   dispose    it has one, but is to end: release it
+--   unusable   it has one that is of no use: the request has failed, release it
 --   reacquire  the parked resource is of no use: get a new one
 --   look_up    find out what became of the request
 --   again      the request is known to have had no effect: send it again
@@ -41,11 +43,11 @@ COMMENT ON FUNCTION leasehold_internal.retry_pause(integer, integer, integer, bi
 --   irrevocable
 CREATE FUNCTION leasehold_internal.decide(
         operation text, look_up boolean, outcome text, status text, attempts integer, in_time boolean,
-        looks_up boolean, acquire_attempts integer, cleanup_attempts integer)
+        looks_up boolean, realizes boolean, acquire_attempts integer, cleanup_attempts integer)
     RETURNS text LANGUAGE sql IMMUTABLE AS $$
     SELECT CASE operation
     WHEN 'acquire' THEN CASE
-        WHEN outcome = 'ok' THEN CASE WHEN status = 'acquiring' THEN 'activate' ELSE 'dispose' END
+        WHEN outcome = 'ok' THEN CASE WHEN status <> 'acquiring' THEN 'dispose' WHEN realizes THEN 'realize' ELSE 'activate' END
         WHEN look_up THEN CASE
             WHEN outcome = 'gone' THEN CASE WHEN status <> 'acquiring' THEN 'end' WHEN in_time THEN 'again' ELSE 'fail' END
             WHEN outcome = 'throttled' OR attempts < cleanup_attempts THEN 'later'
@@ -57,10 +59,17 @@ CREATE FUNCTION leasehold_internal.decide(
         ELSE 'fail' END
     WHEN 'resume' THEN CASE
         WHEN status <> 'resuming' THEN CASE WHEN outcome = 'gone' THEN 'end' ELSE 'dispose' END
-        WHEN outcome = 'ok' THEN 'activate'
+        WHEN outcome = 'ok' THEN CASE WHEN realizes THEN 'realize' ELSE 'activate' END
         WHEN outcome = 'throttled' AND in_time THEN 'later'
         WHEN outcome IN ('retry', 'unknown') AND in_time AND attempts < acquire_attempts THEN 'later'
         ELSE 'reacquire' END
+    -- which can be done twice
+    WHEN 'realize' THEN CASE
+        WHEN status NOT IN ('acquiring', 'resuming') THEN 'dispose'
+        WHEN outcome = 'ok' THEN 'activate'
+        WHEN outcome = 'throttled' AND in_time THEN 'later'
+        WHEN outcome IN ('retry', 'unknown') AND in_time AND attempts < acquire_attempts THEN 'later'
+        ELSE 'unusable' END
     ELSE CASE
         WHEN outcome IN ('ok', 'gone') THEN 'end'
         WHEN outcome = 'failed' THEN 'irrevocable'
@@ -68,7 +77,7 @@ CREATE FUNCTION leasehold_internal.decide(
         ELSE 'irrevocable' END
     END
 $$;
-COMMENT ON FUNCTION leasehold_internal.decide(text, boolean, text, text, integer, boolean, boolean, integer, integer) IS
+COMMENT ON FUNCTION leasehold_internal.decide(text, boolean, text, text, integer, boolean, boolean, boolean, integer, integer) IS
     'What an outcome means for a lease';
 
 -- Notes which leases hold these resources.  One that another lease holds, or that
@@ -122,6 +131,8 @@ DECLARE
     v_got      record;
     v_busy     integer;
     v_ceilings boolean := EXISTS (SELECT FROM leasehold.limits AS m WHERE m.name = 'lease_ttl_max');
+    v_realize  boolean := EXISTS (SELECT FROM leasehold.plugins AS g
+                                   WHERE 'environmentRealizeWorkspace' = ANY (g.supported_methods));
 BEGIN
     -- first the locks, then, in a later snapshot, the rows
     -- (1: locked; 0: somebody else has it locked; NULL: there is no such lease)
@@ -174,6 +185,8 @@ BEGIN
                (l.acquire_by IS NULL OR l.acquire_by > pg_catalog.clock_timestamp())
                AND (NOT c.look_up OR l.attempts < acquire_attempts) AS in_time,
                CASE WHEN a.outcome = 'unknown' THEN leasehold_internal.provider_looks_up(l.provider) END AS looks_up,
+               v_realize AND a.outcome = 'ok' AND c.operation IN ('acquire', 'resume') AND a.provider_lease_id IS NOT NULL
+               AND leasehold_internal.provider_realizes(l.provider) AS realizes,
                CASE WHEN a.outcome = 'ok' AND c.operation = 'acquire' AND a.provider_lease_id IS NOT NULL THEN
                     NOT EXISTS (SELECT FROM leasehold_internal.provider_resources AS r
                                  WHERE r.provider = l.provider AND r.provider_lease_id = a.provider_lease_id
@@ -194,7 +207,7 @@ BEGIN
          WHERE a.locked = 1 AND l.generation = a.generation AND c.state = 'started' AND c.worker_epoch = epoch
     ), answer AS (
         SELECT f.*, leasehold_internal.decide(f.operation, f.look_up, f.outcome, f.old_status, f.tries, f.in_time,
-                   f.looks_up, acquire_attempts, cleanup_attempts) AS decision
+                   f.looks_up, f.realizes, acquire_attempts, cleanup_attempts) AS decision
           FROM found AS f
     ), step AS MATERIALIZED (
         -- a taken resource is somebody else's: the request failed, and it must not be removed
@@ -213,6 +226,7 @@ BEGIN
            SET status = CASE s.step
                    WHEN 'activate' THEN 'active'
                    WHEN 'dispose' THEN CASE WHEN l.status = 'pending_cleanup' THEN 'pending_cleanup' ELSE 'releasing' END
+                   WHEN 'unusable' THEN 'releasing'
                    WHEN 'reacquire' THEN 'acquiring'
                    WHEN 'cleanup' THEN 'pending_cleanup'
                    WHEN 'fail' THEN 'failed'
@@ -232,12 +246,13 @@ BEGIN
                              THEN 'ephemeral' ELSE l.policy END,
                provider_lease_id = CASE WHEN s.taken THEN NULL
                    WHEN s.outcome = 'ok' AND s.operation = 'acquire' THEN s.provider_lease_id
-                   WHEN s.outcome = 'ok' AND s.step = 'activate' THEN COALESCE(s.provider_lease_id, l.provider_lease_id)
+                   WHEN s.outcome = 'ok' AND s.step IN ('activate', 'realize') THEN COALESCE(s.provider_lease_id, l.provider_lease_id)
                    WHEN s.step = 'reacquire' THEN NULL ELSE l.provider_lease_id END,
                acquired_at = CASE s.step WHEN 'activate' THEN pg_catalog.clock_timestamp()
                                          WHEN 'reacquire' THEN NULL ELSE l.acquired_at END,
                last_used_at = CASE WHEN s.step = 'activate' THEN pg_catalog.clock_timestamp() ELSE l.last_used_at END,
-               provider_expires_at = CASE WHEN s.outcome = 'ok' AND s.step IN ('activate', 'dispose') THEN s.expires_at
+               provider_expires_at = CASE WHEN s.operation = 'realize' THEN l.provider_expires_at
+                                          WHEN s.outcome = 'ok' AND s.step IN ('activate', 'dispose', 'realize') THEN s.expires_at
                                           ELSE l.provider_expires_at END,
                -- a parked resource waits for its next use as long as a lease may live
                expires_at = CASE WHEN s.step = 'end' AND s.parked THEN
@@ -248,17 +263,18 @@ BEGIN
                    LEAST(pg_catalog.clock_timestamp()
                          + LEAST(l.ttl, CASE WHEN v_ceilings THEN leasehold_internal.ttl_ceiling(l.company_id, l.environment_id, l.provider)
                                          ELSE interval '24 hours' END),
-                         s.expires_at)
+                         CASE WHEN s.operation = 'realize' THEN l.provider_expires_at ELSE s.expires_at END)
                    ELSE l.expires_at END,
                end_status = CASE WHEN s.step = 'park' THEN 'retained'
-                                 WHEN s.step IN ('fail', 'irrevocable') THEN COALESCE(l.end_status, 'failed') ELSE l.end_status END,
+                                 WHEN s.step IN ('fail', 'irrevocable', 'unusable') THEN COALESCE(l.end_status, 'failed') ELSE l.end_status END,
                -- what is found after all was asked for by somebody who has given up
                disposition = CASE WHEN s.step = 'park' THEN 'stop'
-                                  WHEN s.step = 'irrevocable' THEN COALESCE(l.disposition, 'delete') ELSE l.disposition END,
+                                  WHEN s.step IN ('irrevocable', 'unusable') THEN COALESCE(l.disposition, 'delete') ELSE l.disposition END,
                ended_at = CASE WHEN s.step IN ('fail', 'end', 'park') THEN pg_catalog.clock_timestamp() ELSE l.ended_at END,
                cleanup_status = CASE WHEN s.step IN ('end', 'park') THEN 'success'
                                      WHEN s.step IN ('cleanup', 'irrevocable') THEN 'failed' ELSE l.cleanup_status END,
                failure_code = CASE WHEN s.taken THEN 'resource_taken'
+                                   WHEN s.step = 'unusable' THEN 'workspace_realization_failed'
                                    WHEN s.step = 'fail' AND s.look_up THEN 'lease_acquire_failed'
                                    WHEN s.step IN ('fail', 'cleanup', 'irrevocable', 'reacquire', 'park')
                                         THEN COALESCE(CASE WHEN s.step = 'irrevocable' AND s.operation = 'acquire'
@@ -266,7 +282,7 @@ BEGIN
                                    WHEN s.step = 'activate' THEN NULL ELSE l.failure_code END,
                failure_reason = CASE WHEN s.taken THEN 'the provider answered with a resource that another lease holds or that is to be removed'
                                      WHEN s.step = 'fail' AND s.look_up THEN COALESCE(s.last_error, s.message)
-                                     WHEN s.step IN ('fail', 'cleanup', 'irrevocable', 'park') AND l.failure_reason IS NULL
+                                     WHEN s.step IN ('fail', 'cleanup', 'irrevocable', 'park', 'unusable') AND l.failure_reason IS NULL
                                           THEN s.message
                                      WHEN s.step = 'activate' THEN NULL ELSE l.failure_reason END,
                attempts = CASE WHEN s.step IN ('again', 'later') AND s.look_up THEN l.attempts
@@ -288,25 +304,29 @@ BEGIN
         UPDATE leasehold_internal.calls AS c
            SET state = 'queued', worker_epoch = NULL, generation = l.generation,
                operation = CASE WHEN c.payload ? 'destroy' THEN 'destroy' ELSE CASE l.step
-                   WHEN 'dispose' THEN CASE WHEN l.disposition = 'delete' AND l.policy <> 'ephemeral' THEN 'destroy' ELSE 'release' END
-                   WHEN 'reacquire' THEN 'acquire' ELSE c.operation END END,
+                   WHEN 'realize' THEN 'realize'
+                   WHEN 'reacquire' THEN 'acquire'
+                   WHEN 'later' THEN c.operation WHEN 'look_up' THEN c.operation WHEN 'again' THEN c.operation WHEN 'cleanup' THEN c.operation
+                   -- its resource is to go
+                   ELSE CASE WHEN l.disposition = 'delete' AND l.policy <> 'ephemeral' THEN 'destroy' ELSE 'release' END
+                   END END,
                payload = CASE WHEN c.payload ? 'destroy' THEN NULL ELSE c.payload END,
                look_up = CASE l.step WHEN 'look_up' THEN true WHEN 'later' THEN c.look_up ELSE false END,
-               attempts = CASE WHEN l.step IN ('dispose', 'reacquire', 'look_up') THEN 0
+               attempts = CASE WHEN l.step IN ('dispose', 'reacquire', 'look_up', 'realize', 'unusable') THEN 0
                                WHEN l.step = 'again' THEN l.attempts ELSE c.attempts END,
-               throttled = CASE WHEN l.step IN ('dispose', 'reacquire', 'look_up', 'again') THEN 0
+               throttled = CASE WHEN l.step IN ('dispose', 'reacquire', 'look_up', 'again', 'realize', 'unusable') THEN 0
                                 WHEN l.outcome = 'throttled' THEN c.throttled + 1 ELSE c.throttled END,
                -- a look that went well says nothing about the request that it is for
-               crashes = CASE WHEN l.step IN ('dispose', 'reacquire') THEN 0 ELSE c.crashes END,
+               crashes = CASE WHEN l.step IN ('dispose', 'reacquire', 'realize', 'unusable') THEN 0 ELSE c.crashes END,
                last_error = CASE WHEN l.step = 'again' THEN c.last_error ELSE pg_catalog.left(l.message, 500) END,
                -- a request does not wait longer than it may live
-               due_at = CASE WHEN l.step = 'later' AND l.operation IN ('acquire', 'resume') AND NOT c.look_up
+               due_at = CASE WHEN l.step = 'later' AND l.operation IN ('acquire', 'resume', 'realize') AND NOT c.look_up
                              THEN LEAST(l.later, GREATEST(l.acquire_by, pg_catalog.clock_timestamp()))
                              WHEN l.step IN ('later', 'look_up', 'cleanup') THEN l.later
                              ELSE pg_catalog.clock_timestamp() END
           FROM lease AS l
          WHERE c.company_id = l.company_id AND c.subject_id = l.id AND c.slot = 'op'
-           AND l.step IN ('dispose', 'reacquire', 'look_up', 'again', 'later', 'cleanup')
+           AND l.step IN ('dispose', 'reacquire', 'look_up', 'again', 'later', 'cleanup', 'realize', 'unusable')
     ), timer AS (
         INSERT INTO leasehold_internal.calls AS c (company_id, subject_id, slot, operation, shard, due_at, generation)
         SELECT l.company_id, l.id, 'timer', 'lease_deadline', leasehold_internal.shard_of(l.company_id),
@@ -340,18 +360,23 @@ BEGIN
            AND (l.step = 'end' AND l.status <> 'retained' OR l.step = 'reacquire' AND l.outcome = 'gone')
     ), metadata AS (
         INSERT INTO leasehold.lease_metadata AS m (company_id, lease_id, metadata)
-        SELECT l.company_id, l.id, l.metadata::jsonb
+        SELECT l.company_id, l.id, CASE l.operation WHEN 'realize'
+               THEN pg_catalog.jsonb_build_object('workspaceRealization', l.metadata::jsonb) ELSE l.metadata::jsonb END
           FROM lease AS l
-         WHERE l.metadata IS NOT NULL AND l.outcome = 'ok' AND l.step IN ('activate', 'dispose')
-        ON CONFLICT (company_id, lease_id) DO UPDATE SET metadata = excluded.metadata, updated_at = pg_catalog.now()
+         WHERE l.metadata IS NOT NULL AND l.outcome = 'ok' AND l.step IN ('activate', 'dispose', 'realize')
+        ON CONFLICT (company_id, lease_id) DO UPDATE
+               -- what the provider said of the resource stays when it says something of the workspace
+           SET metadata = CASE WHEN excluded.metadata ? 'workspaceRealization' THEN m.metadata ELSE '{}' END || excluded.metadata,
+               updated_at = pg_catalog.now()
     ), event AS (
         INSERT INTO leasehold.audit_events
                (company_id, action, entity_type, entity_id, agent_id, issue_id, run_id, details)
         SELECT l.company_id,
-               CASE l.step WHEN 'activate' THEN CASE WHEN l.operation = 'resume' THEN 'environment.lease_resumed'
+               CASE l.step WHEN 'activate' THEN CASE WHEN l.old_status = 'resuming' THEN 'environment.lease_resumed'
                                                      ELSE 'environment.lease_acquired' END
                            WHEN 'end' THEN 'environment.lease_released'
                            WHEN 'fail' THEN 'environment.lease_failed'
+                           WHEN 'unusable' THEN 'environment.lease_failed'
                            WHEN 'irrevocable' THEN 'environment.lease_irrevocable'
                            WHEN 'cleanup' THEN 'environment.lease_cleanup_failed'
                            WHEN 'look_up' THEN 'environment.lease_outcome_unknown'
@@ -372,7 +397,7 @@ BEGIN
                END
           FROM lease AS l
          -- of a series of failing tries the first is told
-         WHERE l.step IN ('activate', 'end', 'fail', 'irrevocable', 'look_up', 'reacquire', 'park')
+         WHERE l.step IN ('activate', 'end', 'fail', 'unusable', 'irrevocable', 'look_up', 'reacquire', 'park')
             OR l.attempt = 1 AND l.step IN ('later', 'cleanup')
     )
     SELECT a.company_id, a.id,

@@ -124,7 +124,7 @@ CREATE FUNCTION leasehold_internal.overdue_requests(part integer, parts integer,
      CROSS JOIN LATERAL (SELECT x.acquire_by FROM leasehold.leases AS x
                           WHERE x.company_id = c.company_id AND x.id = c.subject_id OFFSET 0) AS l
      WHERE c.state = 'queued' AND c.due_at <= pg_catalog.clock_timestamp() - interval '1 second'
-       AND c.shard % parts = part AND c.operation IN ('acquire', 'resume') AND NOT c.look_up
+       AND c.shard % parts = part AND c.operation IN ('acquire', 'resume', 'realize') AND NOT c.look_up
        AND l.acquire_by <= pg_catalog.clock_timestamp()
      LIMIT count
 $$;

@@ -90,12 +90,13 @@ DECLARE
 BEGIN
     WITH wanted AS (
         SELECT l.company_id, l.id, 'op'::text AS slot, l.provider, l.generation,
-               CASE WHEN l.status = 'acquiring' OR l.provider_lease_id IS NULL AND l.acquired_at IS NULL THEN 'acquire'
+               CASE WHEN l.status = 'acquiring' AND l.provider_lease_id IS NOT NULL THEN 'realize'
+                    WHEN l.status = 'acquiring' OR l.provider_lease_id IS NULL AND l.acquired_at IS NULL THEN 'acquire'
                     WHEN l.status = 'resuming' THEN 'resume'
                     WHEN l.disposition = 'delete' AND l.policy <> 'ephemeral' THEN 'destroy'
                     ELSE 'release' END AS operation,
                -- whether the request was ever sent is not known
-               l.status = 'acquiring' OR l.provider_lease_id IS NULL AND l.acquired_at IS NULL AS look_up,
+               l.provider_lease_id IS NULL AND (l.status = 'acquiring' OR l.acquired_at IS NULL) AS look_up,
                pg_catalog.clock_timestamp() AS due_at
           FROM leasehold.leases AS l
          WHERE l.status IN ('acquiring', 'resuming', 'releasing', 'pending_cleanup')

@@ -30,7 +30,7 @@ CREATE FUNCTION leasehold_internal.command_params(
                THEN pg_catalog.jsonb_build_object('runId', (lease).run_id, 'streamOutput', true) ELSE '{}' END
            ELSE '{}' END
       FROM (SELECT CASE WHEN metadata ->> 'shellCommand' IN ('bash', 'sh') THEN metadata ->> 'shellCommand' ELSE 'sh' END,
-                   COALESCE(NULLIF(pg_catalog.btrim(metadata ->> 'remoteCwd'), ''), '/tmp')) AS s (shell, home)
+                   COALESCE(metadata #>> '{workspaceRealization,cwd}', NULLIF(pg_catalog.btrim(metadata ->> 'remoteCwd'), ''), '/tmp')) AS s (shell, home)
 $$;
 COMMENT ON FUNCTION leasehold_internal.command_params(leasehold.commands, leasehold.leases, uuid, jsonb, jsonb, jsonb, text, text,
                                                       text, jsonb, bigint) IS

@@ -5,7 +5,7 @@
 -- without: CREATE DOMAIN leasehold_internal.call_operation
 ALTER DOMAIN leasehold_internal.call_operation DROP CONSTRAINT call_operation_check;
 ALTER DOMAIN leasehold_internal.call_operation ADD CONSTRAINT call_operation_check
-    CHECK (VALUE IN ('acquire', 'resume', 'release', 'destroy', 'destroy_stray', 'initialize', 'reconcile',
+    CHECK (VALUE IN ('acquire', 'resume', 'realize', 'release', 'destroy', 'destroy_stray', 'initialize', 'reconcile',
                      'lease_deadline', 'run_deadline', 'places', 'execute', 'cancel_command'));
 -- instead of: CREATE DOMAIN leasehold_internal.call_slot
 -- without: CREATE DOMAIN leasehold_internal.call_slot
@@ -18,6 +18,11 @@ ALTER DOMAIN leasehold_internal.call_slot ADD CONSTRAINT call_slot_check
 -- without: SELECT leasehold_internal.publish('leasehold_internal.reset_breaker'
 COMMENT ON FUNCTION leasehold.reset_breaker(text) IS
     'instant: closes the circuit breaker of a provider, of its commands as "commands:KEY", or of a plugin as "plugin:KEY"; false if none was open';
+
+-- It got an argument.
+-- without: CREATE FUNCTION leasehold_internal.decide(
+-- without: COMMENT ON FUNCTION leasehold_internal.decide(
+DROP FUNCTION leasehold_internal.decide(text, boolean, text, text, integer, boolean, boolean, integer, integer);
 
 CREATE DOMAIN leasehold.command_status AS text COLLATE "C"
     CHECK (VALUE IN ('queued', 'running', 'finished'));
@@ -488,7 +493,7 @@ BEGIN
          WHERE l.status IN ('releasing', 'pending_cleanup')
         ON CONFLICT (company_id, subject_id, slot) DO UPDATE
                -- a call that is out, or whose outcome is to be looked up, goes on; its answer finds the lease releasing
-           SET operation = CASE WHEN c.operation IN ('resume', 'release') AND c.state <> 'started'
+           SET operation = CASE WHEN c.operation IN ('resume', 'realize', 'release') AND c.state <> 'started'
                                 THEN excluded.operation ELSE c.operation END,
                -- one that is just parking the resource is followed by another
                payload = CASE WHEN c.operation = 'release' AND c.state = 'started'
@@ -1262,6 +1267,18 @@ SELECT leasehold_internal.publish_procedure('leasehold.execute',
     'runs a command in an active lease and shows its output as it comes; a CALL that is cancelled or lost ends the command',
     'leasehold_app');
 
+-- Whether a provider can tell what became of an acquire.
+-- A driver of a plugin of its own has no workspace of ours.
+CREATE FUNCTION leasehold_internal.provider_realizes(provider text) RETURNS boolean
+    LANGUAGE sql STABLE AS $$
+    SELECT EXISTS (SELECT FROM leasehold.providers AS p JOIN leasehold.plugins AS g ON g.key = p.plugin_key
+                    WHERE p.key = provider AND p.kind = 'sandbox_provider'
+                      AND 'environmentRealizeWorkspace' = ANY (g.supported_methods))
+$$;
+
+COMMENT ON FUNCTION leasehold_internal.provider_realizes(text) IS
+    'Whether a provider has something to do between getting a resource and its use';
+
 -- The time that a provider gets for its work and the time we wait for its
 -- answer, in milliseconds: work_ms + 30 s <= rpc_ms, so that its side ends first.
 -- A command takes as long as it is allowed, and if nothing is said, for ever.
@@ -1297,6 +1314,218 @@ BEGIN
 END
 $$;
 
+-- Claims calls and returns what is to be done: a method with its params, or a
+-- verdict that is reached without a call ("failed" or "unknown", with code and
+-- message), which the worker hands to complete_calls() like an answer.
+CREATE OR REPLACE FUNCTION leasehold_internal.claim_calls(
+        epoch bigint, company_ids uuid[], subject_ids uuid[], slots text[], default_timeout_ms integer)
+    RETURNS TABLE (company_id uuid, subject_id uuid, generation integer, operation text, verdict text, code text,
+                   message text, plugin text, provider text, method text, attempt integer, timeout_ms bigint,
+                   idempotency_key text, params text, plugin_row xid)
+    LANGUAGE plpgsql VOLATILE ROWS 100 AS $$
+#variable_conflict use_column
+DECLARE
+    v_limited boolean := EXISTS (SELECT FROM leasehold.limits AS l
+                                  WHERE l.name IN ('active_leases', 'lease_starts_per_minute'));
+BEGIN
+    IF v_limited THEN
+        PERFORM leasehold_internal.grant_starts(company_ids, subject_ids);
+    END IF;
+    IF EXISTS (SELECT FROM leasehold.plugins AS g WHERE g.status IN ('installed', 'error')) THEN
+        PERFORM leasehold_internal.hold_unready(company_ids, subject_ids);
+    END IF;
+
+    RETURN QUERY
+    WITH claimed AS (
+        UPDATE leasehold_internal.calls AS c
+           SET state = 'started', worker_epoch = epoch, started_at = pg_catalog.clock_timestamp(),
+               attempts = c.attempts + 1, granted = true
+          FROM (SELECT q.company_id, q.subject_id, q.slot, q.state, q.due_at, q.granted, q.payload, q.look_up, q.operation
+                  FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids), pg_catalog.unnest(slots))
+                       AS w (company_id, subject_id, slot)
+                 CROSS JOIN LATERAL (SELECT * FROM leasehold_internal.calls AS x
+                                      WHERE x.company_id = w.company_id AND x.subject_id = w.subject_id AND x.slot = w.slot
+                                        FOR UPDATE SKIP LOCKED) AS q) AS p
+         WHERE c.company_id = p.company_id AND c.subject_id = p.subject_id AND c.slot = p.slot
+           AND p.state = 'queued' AND p.due_at <= pg_catalog.clock_timestamp()
+           -- one that a user had locked a moment ago was not decided on
+           AND (NOT v_limited OR p.granted OR p.payload ? 'limit' OR p.look_up OR p.operation NOT IN ('acquire', 'resume'))
+        RETURNING c.*
+    )
+    SELECT c.company_id, c.subject_id, c.generation, c.operation::text,
+           v.verdict, v.code,
+           CASE v.code WHEN 'environment_inactive' THEN 'the environment was archived meanwhile'
+                       WHEN 'provider_unusable' THEN 'the provider''s plugin is disabled or gone'
+                       WHEN 'acquire_timeout' THEN 'no resource was got in time'
+                            || CASE WHEN g.status IN ('installed', 'error')
+                                    THEN pg_catalog.format(': plugin "%s" is not ready', g.key)
+                                    ELSE COALESCE(': ' || c.last_error, '') END
+                       WHEN 'quota_exceeded' THEN pg_catalog.format('the limit %s is reached', c.payload ->> 'limit')
+                       WHEN 'acquire_outcome_unknown' THEN 'the provider cannot tell what became of the request'
+                       WHEN 'resource_taken' THEN 'a lease holds the resource'
+                       WHEN 'subject_gone' THEN 'what the call is about is gone'
+           END,
+           COALESCE(p.plugin_key, c.payload ->> 'plugin')::text, c.provider, m.method, c.attempts,
+           t.rpc_ms, m.idempotency_key,
+           CASE WHEN v.verdict IS NULL THEN (CASE c.operation
+           WHEN 'initialize' THEN
+               leasehold_internal.initialize_params(c.payload ->> 'plugin', i.id)
+           ELSE
+               pg_catalog.jsonb_build_object(
+                   'driverKey', c.provider, 'companyId', c.company_id,
+                   'environmentId', COALESCE(l.environment_id, st.environment_id, (c.payload ->> 'environmentId')::uuid),
+                   'issueId', l.issue_id, 'config', COALESCE(k.config, '{}'))
+               || CASE WHEN m.method = 'environmentListLeases' THEN
+                      pg_catalog.jsonb_build_object('cursor', c.payload -> 'cursor',
+                          'leasehold', pg_catalog.jsonb_build_object('installationId', i.id))
+                  ELSE pg_catalog.jsonb_build_object('leasehold',
+                          pg_catalog.jsonb_build_object('installationId', i.id,
+                              'leaseId', COALESCE(l.id::text, st.made_for), 'generation', c.generation,
+                              'idempotencyKey', m.idempotency_key)
+                          || CASE WHEN m.method IN ('environmentReleaseLease', 'environmentDestroyLease')
+                             THEN pg_catalog.jsonb_build_object('disposition', COALESCE(l.disposition, 'delete'))
+                             ELSE '{}' END)
+                  END
+               || CASE WHEN m.method IN ('environmentAcquireLease')
+                  THEN pg_catalog.jsonb_build_object('runId', COALESCE(l.run_id, l.id))
+                       || CASE WHEN l.agent_id IS NULL THEN '{}' ELSE pg_catalog.jsonb_build_object('agentId', l.agent_id) END
+                       || CASE WHEN ws.mode IS NULL THEN '{}' ELSE pg_catalog.jsonb_build_object('workspaceMode', ws.mode) END
+                       || CASE WHEN l.execution_workspace_id IS NULL THEN '{}'
+                               ELSE pg_catalog.jsonb_build_object('executionWorkspaceId', l.execution_workspace_id) END
+                       || CASE WHEN l.adapter_type IS NULL THEN '{}'
+                               ELSE pg_catalog.jsonb_build_object('adapterType', l.adapter_type) END
+                  WHEN m.method IN ('environmentResumeLease', 'environmentReleaseLease', 'environmentDestroyLease')
+                  THEN pg_catalog.jsonb_build_object(
+                           'providerLeaseId', COALESCE(l.provider_lease_id, st.provider_lease_id),
+                           'leaseMetadata', leasehold_internal.lease_document(p.kind, p.plugin_key, c.provider,
+                               l.agent_id, ws.mode, COALESCE(k.config, '{}'), md.metadata))
+                       || CASE WHEN m.method = 'environmentResumeLease' AND l.agent_id IS NOT NULL
+                          THEN pg_catalog.jsonb_build_object('agentId', l.agent_id) ELSE '{}' END
+                  WHEN m.method = 'environmentRealizeWorkspace'
+                  THEN pg_catalog.jsonb_build_object(
+                           'lease', pg_catalog.jsonb_build_object('providerLeaseId', l.provider_lease_id,
+                               'metadata', leasehold_internal.lease_document(p.kind, p.plugin_key, c.provider,
+                                   l.agent_id, ws.mode, COALESCE(k.config, '{}'), md.metadata),
+                               'expiresAt', l.provider_expires_at),
+                           'workspace', pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object(
+                               'remotePath', NULLIF(pg_catalog.btrim(md.metadata ->> 'remoteCwd'), ''), 'mode', ws.mode,
+                               'metadata', pg_catalog.jsonb_build_object('workspaceRealizationRequest',
+                                   pg_catalog.jsonb_build_object('version', 1, 'environmentId', l.environment_id,
+                                       'leaseId', l.id, 'executionWorkspaceId', l.execution_workspace_id,
+                                       'issueId', l.issue_id, 'runId', l.run_id, 'requestedMode', ws.mode)))))
+                  ELSE '{}' END
+           END)::text END,
+           -- which version of its plugin the call is for: the worker keeps a copy
+           COALESCE(g.xmin, (SELECT g3.xmin FROM leasehold.plugins AS g3 WHERE g3.key = c.payload ->> 'plugin'))
+      FROM claimed AS c
+     CROSS JOIN (SELECT s.id FROM leasehold_internal.installation AS s LIMIT 1) AS i
+      LEFT JOIN leasehold.leases AS l ON c.slot = 'op' AND l.company_id = c.company_id AND l.id = c.subject_id
+      LEFT JOIN leasehold_internal.provider_resources AS st
+        ON c.operation = 'destroy_stray' AND st.company_id = c.company_id AND st.stray_id = c.subject_id
+      LEFT JOIN leasehold_internal.environments AS e ON e.company_id = l.company_id AND e.id = l.environment_id
+      LEFT JOIN leasehold_internal.environment_configs AS k
+        ON k.company_id = c.company_id
+       AND k.environment_id = COALESCE(l.environment_id, st.environment_id, (c.payload ->> 'environmentId')::uuid)
+       AND k.version = COALESCE(l.config_version, st.config_version, (c.payload ->> 'configVersion')::integer)
+      LEFT JOIN leasehold_internal.execution_workspaces AS ws
+        ON ws.company_id = l.company_id AND ws.id = l.execution_workspace_id
+      LEFT JOIN leasehold.lease_metadata AS md ON md.company_id = l.company_id AND md.lease_id = l.id
+      LEFT JOIN leasehold.providers AS p ON p.key = c.provider
+      LEFT JOIN leasehold.plugins AS g ON g.key = p.plugin_key
+     CROSS JOIN LATERAL (
+        SELECT CASE
+            WHEN c.operation = 'initialize' THEN 'initialize'
+            WHEN c.operation = 'reconcile' THEN 'environmentListLeases'
+            WHEN c.look_up THEN 'environmentFindLease'
+            WHEN c.operation = 'acquire' THEN 'environmentAcquireLease'
+            WHEN c.operation = 'resume' THEN 'environmentResumeLease'
+            WHEN c.operation = 'realize' THEN 'environmentRealizeWorkspace'
+            WHEN c.operation IN ('destroy', 'destroy_stray') THEN 'environmentDestroyLease'
+            -- a plugin that reads reuseLease in its configuration would park what is to be deleted
+            WHEN l.disposition = 'delete' AND k.config ->> 'reuseLease' = 'true' THEN 'environmentDestroyLease'
+            ELSE 'environmentReleaseLease' END,
+            CASE WHEN c.operation NOT IN ('initialize', 'reconcile')
+                 -- with the company: callers may bring ids of their own
+                 THEN c.company_id || ':' || c.subject_id || ':' || c.generation || ':' || c.operation END) AS m (method, idempotency_key)
+     CROSS JOIN LATERAL (
+        SELECT CASE WHEN x.code = 'acquire_outcome_unknown' THEN 'unknown' WHEN x.code IS NOT NULL THEN 'failed' END, x.code
+          FROM (SELECT CASE
+            WHEN c.operation IN ('initialize', 'reconcile') THEN NULL
+            WHEN c.operation = 'destroy_stray' THEN CASE
+                 WHEN st.stray_id IS NULL THEN 'subject_gone'
+                 -- by whatever provider: several drivers may be of the same account
+                 WHEN EXISTS (SELECT FROM leasehold.providers AS o
+                                JOIN leasehold_internal.provider_resources AS r ON r.provider = o.key
+                               WHERE r.provider_lease_id = st.provider_lease_id AND r.lease_id IS NOT NULL)
+                 THEN 'resource_taken' END
+            WHEN p.key IS NULL THEN 'provider_unusable'
+            WHEN c.operation IN ('acquire', 'resume') AND c.payload ? 'limit' THEN 'quota_exceeded'
+            WHEN c.operation = 'acquire' AND c.look_up AND NOT (p.plugin_key IS NULL
+                 OR 'environmentFindLease' = ANY (g.supported_methods)) THEN 'acquire_outcome_unknown'
+            WHEN c.operation IN ('acquire', 'realize') AND NOT c.look_up AND l.acquire_by < pg_catalog.clock_timestamp() THEN 'acquire_timeout'
+            WHEN c.operation = 'acquire' AND NOT c.look_up AND e.status <> 'active' THEN 'environment_inactive'
+            WHEN c.operation IN ('acquire', 'resume', 'realize') AND NOT c.look_up AND g.status = 'disabled' THEN 'provider_unusable'
+            END) AS x (code)) AS v (verdict, code)
+     CROSS JOIN LATERAL leasehold_internal.call_timeouts(
+                    CASE WHEN c.operation = 'initialize' THEN 'initialize' ELSE p.kind END, k.config,
+                    default_timeout_ms) AS t;
+END
+$$;
+
+-- The one place where an outcome becomes a decision.
+--   realize    it has its resource, whose workspace the provider is to make
+--   activate   the lease has its resource
+--   dispose    it has one, but is to end: release it
+--   unusable   it has one that is of no use: the request has failed, release it
+--   reacquire  the parked resource is of no use: get a new one
+--   look_up    find out what became of the request
+--   again      the request is known to have had no effect: send it again
+--   later      try the same again after a pause
+--   cleanup    could not be removed yet: try again after a pause
+--   fail       the request has failed
+--   end        over, with nothing left at the provider but what was parked
+--   park       the limits leave no place to take the parked resource into use
+--   irrevocable
+CREATE FUNCTION leasehold_internal.decide(
+        operation text, look_up boolean, outcome text, status text, attempts integer, in_time boolean,
+        looks_up boolean, realizes boolean, acquire_attempts integer, cleanup_attempts integer)
+    RETURNS text LANGUAGE sql IMMUTABLE AS $$
+    SELECT CASE operation
+    WHEN 'acquire' THEN CASE
+        WHEN outcome = 'ok' THEN CASE WHEN status <> 'acquiring' THEN 'dispose' WHEN realizes THEN 'realize' ELSE 'activate' END
+        WHEN look_up THEN CASE
+            WHEN outcome = 'gone' THEN CASE WHEN status <> 'acquiring' THEN 'end' WHEN in_time THEN 'again' ELSE 'fail' END
+            WHEN outcome = 'throttled' OR attempts < cleanup_attempts THEN 'later'
+            ELSE 'irrevocable' END
+        WHEN outcome = 'unknown' THEN CASE WHEN looks_up THEN 'look_up' ELSE 'irrevocable' END
+        WHEN status <> 'acquiring' THEN 'end'
+        WHEN outcome = 'failed' OR outcome = 'gone' OR NOT in_time THEN 'fail'
+        WHEN outcome = 'throttled' OR attempts < acquire_attempts THEN 'later'
+        ELSE 'fail' END
+    WHEN 'resume' THEN CASE
+        WHEN status <> 'resuming' THEN CASE WHEN outcome = 'gone' THEN 'end' ELSE 'dispose' END
+        WHEN outcome = 'ok' THEN CASE WHEN realizes THEN 'realize' ELSE 'activate' END
+        WHEN outcome = 'throttled' AND in_time THEN 'later'
+        WHEN outcome IN ('retry', 'unknown') AND in_time AND attempts < acquire_attempts THEN 'later'
+        ELSE 'reacquire' END
+    -- which can be done twice
+    WHEN 'realize' THEN CASE
+        WHEN status NOT IN ('acquiring', 'resuming') THEN 'dispose'
+        WHEN outcome = 'ok' THEN 'activate'
+        WHEN outcome = 'throttled' AND in_time THEN 'later'
+        WHEN outcome IN ('retry', 'unknown') AND in_time AND attempts < acquire_attempts THEN 'later'
+        ELSE 'unusable' END
+    ELSE CASE
+        WHEN outcome IN ('ok', 'gone') THEN 'end'
+        WHEN outcome = 'failed' THEN 'irrevocable'
+        WHEN outcome = 'throttled' OR attempts < cleanup_attempts THEN 'cleanup'
+        ELSE 'irrevocable' END
+    END
+$$;
+
+COMMENT ON FUNCTION leasehold_internal.decide(text, boolean, text, text, integer, boolean, boolean, boolean, integer, integer) IS
+    'What an outcome means for a lease';
+
 -- Applies answers.  Returns for each what became of it: applied; locked (by a
 -- user: hand it in again a little later); or stale (it is of an older
 -- generation or epoch, and was ignored).  ended says that a place became free.
@@ -1312,6 +1541,8 @@ DECLARE
     v_got      record;
     v_busy     integer;
     v_ceilings boolean := EXISTS (SELECT FROM leasehold.limits AS m WHERE m.name = 'lease_ttl_max');
+    v_realize  boolean := EXISTS (SELECT FROM leasehold.plugins AS g
+                                   WHERE 'environmentRealizeWorkspace' = ANY (g.supported_methods));
 BEGIN
     -- first the locks, then, in a later snapshot, the rows
     -- (1: locked; 0: somebody else has it locked; NULL: there is no such lease)
@@ -1364,6 +1595,8 @@ BEGIN
                (l.acquire_by IS NULL OR l.acquire_by > pg_catalog.clock_timestamp())
                AND (NOT c.look_up OR l.attempts < acquire_attempts) AS in_time,
                CASE WHEN a.outcome = 'unknown' THEN leasehold_internal.provider_looks_up(l.provider) END AS looks_up,
+               v_realize AND a.outcome = 'ok' AND c.operation IN ('acquire', 'resume') AND a.provider_lease_id IS NOT NULL
+               AND leasehold_internal.provider_realizes(l.provider) AS realizes,
                CASE WHEN a.outcome = 'ok' AND c.operation = 'acquire' AND a.provider_lease_id IS NOT NULL THEN
                     NOT EXISTS (SELECT FROM leasehold_internal.provider_resources AS r
                                  WHERE r.provider = l.provider AND r.provider_lease_id = a.provider_lease_id
@@ -1384,7 +1617,7 @@ BEGIN
          WHERE a.locked = 1 AND l.generation = a.generation AND c.state = 'started' AND c.worker_epoch = epoch
     ), answer AS (
         SELECT f.*, leasehold_internal.decide(f.operation, f.look_up, f.outcome, f.old_status, f.tries, f.in_time,
-                   f.looks_up, acquire_attempts, cleanup_attempts) AS decision
+                   f.looks_up, f.realizes, acquire_attempts, cleanup_attempts) AS decision
           FROM found AS f
     ), step AS MATERIALIZED (
         -- a taken resource is somebody else's: the request failed, and it must not be removed
@@ -1403,6 +1636,7 @@ BEGIN
            SET status = CASE s.step
                    WHEN 'activate' THEN 'active'
                    WHEN 'dispose' THEN CASE WHEN l.status = 'pending_cleanup' THEN 'pending_cleanup' ELSE 'releasing' END
+                   WHEN 'unusable' THEN 'releasing'
                    WHEN 'reacquire' THEN 'acquiring'
                    WHEN 'cleanup' THEN 'pending_cleanup'
                    WHEN 'fail' THEN 'failed'
@@ -1422,12 +1656,13 @@ BEGIN
                              THEN 'ephemeral' ELSE l.policy END,
                provider_lease_id = CASE WHEN s.taken THEN NULL
                    WHEN s.outcome = 'ok' AND s.operation = 'acquire' THEN s.provider_lease_id
-                   WHEN s.outcome = 'ok' AND s.step = 'activate' THEN COALESCE(s.provider_lease_id, l.provider_lease_id)
+                   WHEN s.outcome = 'ok' AND s.step IN ('activate', 'realize') THEN COALESCE(s.provider_lease_id, l.provider_lease_id)
                    WHEN s.step = 'reacquire' THEN NULL ELSE l.provider_lease_id END,
                acquired_at = CASE s.step WHEN 'activate' THEN pg_catalog.clock_timestamp()
                                          WHEN 'reacquire' THEN NULL ELSE l.acquired_at END,
                last_used_at = CASE WHEN s.step = 'activate' THEN pg_catalog.clock_timestamp() ELSE l.last_used_at END,
-               provider_expires_at = CASE WHEN s.outcome = 'ok' AND s.step IN ('activate', 'dispose') THEN s.expires_at
+               provider_expires_at = CASE WHEN s.operation = 'realize' THEN l.provider_expires_at
+                                          WHEN s.outcome = 'ok' AND s.step IN ('activate', 'dispose', 'realize') THEN s.expires_at
                                           ELSE l.provider_expires_at END,
                -- a parked resource waits for its next use as long as a lease may live
                expires_at = CASE WHEN s.step = 'end' AND s.parked THEN
@@ -1438,17 +1673,18 @@ BEGIN
                    LEAST(pg_catalog.clock_timestamp()
                          + LEAST(l.ttl, CASE WHEN v_ceilings THEN leasehold_internal.ttl_ceiling(l.company_id, l.environment_id, l.provider)
                                          ELSE interval '24 hours' END),
-                         s.expires_at)
+                         CASE WHEN s.operation = 'realize' THEN l.provider_expires_at ELSE s.expires_at END)
                    ELSE l.expires_at END,
                end_status = CASE WHEN s.step = 'park' THEN 'retained'
-                                 WHEN s.step IN ('fail', 'irrevocable') THEN COALESCE(l.end_status, 'failed') ELSE l.end_status END,
+                                 WHEN s.step IN ('fail', 'irrevocable', 'unusable') THEN COALESCE(l.end_status, 'failed') ELSE l.end_status END,
                -- what is found after all was asked for by somebody who has given up
                disposition = CASE WHEN s.step = 'park' THEN 'stop'
-                                  WHEN s.step = 'irrevocable' THEN COALESCE(l.disposition, 'delete') ELSE l.disposition END,
+                                  WHEN s.step IN ('irrevocable', 'unusable') THEN COALESCE(l.disposition, 'delete') ELSE l.disposition END,
                ended_at = CASE WHEN s.step IN ('fail', 'end', 'park') THEN pg_catalog.clock_timestamp() ELSE l.ended_at END,
                cleanup_status = CASE WHEN s.step IN ('end', 'park') THEN 'success'
                                      WHEN s.step IN ('cleanup', 'irrevocable') THEN 'failed' ELSE l.cleanup_status END,
                failure_code = CASE WHEN s.taken THEN 'resource_taken'
+                                   WHEN s.step = 'unusable' THEN 'workspace_realization_failed'
                                    WHEN s.step = 'fail' AND s.look_up THEN 'lease_acquire_failed'
                                    WHEN s.step IN ('fail', 'cleanup', 'irrevocable', 'reacquire', 'park')
                                         THEN COALESCE(CASE WHEN s.step = 'irrevocable' AND s.operation = 'acquire'
@@ -1456,7 +1692,7 @@ BEGIN
                                    WHEN s.step = 'activate' THEN NULL ELSE l.failure_code END,
                failure_reason = CASE WHEN s.taken THEN 'the provider answered with a resource that another lease holds or that is to be removed'
                                      WHEN s.step = 'fail' AND s.look_up THEN COALESCE(s.last_error, s.message)
-                                     WHEN s.step IN ('fail', 'cleanup', 'irrevocable', 'park') AND l.failure_reason IS NULL
+                                     WHEN s.step IN ('fail', 'cleanup', 'irrevocable', 'park', 'unusable') AND l.failure_reason IS NULL
                                           THEN s.message
                                      WHEN s.step = 'activate' THEN NULL ELSE l.failure_reason END,
                attempts = CASE WHEN s.step IN ('again', 'later') AND s.look_up THEN l.attempts
@@ -1478,25 +1714,29 @@ BEGIN
         UPDATE leasehold_internal.calls AS c
            SET state = 'queued', worker_epoch = NULL, generation = l.generation,
                operation = CASE WHEN c.payload ? 'destroy' THEN 'destroy' ELSE CASE l.step
-                   WHEN 'dispose' THEN CASE WHEN l.disposition = 'delete' AND l.policy <> 'ephemeral' THEN 'destroy' ELSE 'release' END
-                   WHEN 'reacquire' THEN 'acquire' ELSE c.operation END END,
+                   WHEN 'realize' THEN 'realize'
+                   WHEN 'reacquire' THEN 'acquire'
+                   WHEN 'later' THEN c.operation WHEN 'look_up' THEN c.operation WHEN 'again' THEN c.operation WHEN 'cleanup' THEN c.operation
+                   -- its resource is to go
+                   ELSE CASE WHEN l.disposition = 'delete' AND l.policy <> 'ephemeral' THEN 'destroy' ELSE 'release' END
+                   END END,
                payload = CASE WHEN c.payload ? 'destroy' THEN NULL ELSE c.payload END,
                look_up = CASE l.step WHEN 'look_up' THEN true WHEN 'later' THEN c.look_up ELSE false END,
-               attempts = CASE WHEN l.step IN ('dispose', 'reacquire', 'look_up') THEN 0
+               attempts = CASE WHEN l.step IN ('dispose', 'reacquire', 'look_up', 'realize', 'unusable') THEN 0
                                WHEN l.step = 'again' THEN l.attempts ELSE c.attempts END,
-               throttled = CASE WHEN l.step IN ('dispose', 'reacquire', 'look_up', 'again') THEN 0
+               throttled = CASE WHEN l.step IN ('dispose', 'reacquire', 'look_up', 'again', 'realize', 'unusable') THEN 0
                                 WHEN l.outcome = 'throttled' THEN c.throttled + 1 ELSE c.throttled END,
                -- a look that went well says nothing about the request that it is for
-               crashes = CASE WHEN l.step IN ('dispose', 'reacquire') THEN 0 ELSE c.crashes END,
+               crashes = CASE WHEN l.step IN ('dispose', 'reacquire', 'realize', 'unusable') THEN 0 ELSE c.crashes END,
                last_error = CASE WHEN l.step = 'again' THEN c.last_error ELSE pg_catalog.left(l.message, 500) END,
                -- a request does not wait longer than it may live
-               due_at = CASE WHEN l.step = 'later' AND l.operation IN ('acquire', 'resume') AND NOT c.look_up
+               due_at = CASE WHEN l.step = 'later' AND l.operation IN ('acquire', 'resume', 'realize') AND NOT c.look_up
                              THEN LEAST(l.later, GREATEST(l.acquire_by, pg_catalog.clock_timestamp()))
                              WHEN l.step IN ('later', 'look_up', 'cleanup') THEN l.later
                              ELSE pg_catalog.clock_timestamp() END
           FROM lease AS l
          WHERE c.company_id = l.company_id AND c.subject_id = l.id AND c.slot = 'op'
-           AND l.step IN ('dispose', 'reacquire', 'look_up', 'again', 'later', 'cleanup')
+           AND l.step IN ('dispose', 'reacquire', 'look_up', 'again', 'later', 'cleanup', 'realize', 'unusable')
     ), timer AS (
         INSERT INTO leasehold_internal.calls AS c (company_id, subject_id, slot, operation, shard, due_at, generation)
         SELECT l.company_id, l.id, 'timer', 'lease_deadline', leasehold_internal.shard_of(l.company_id),
@@ -1530,18 +1770,23 @@ BEGIN
            AND (l.step = 'end' AND l.status <> 'retained' OR l.step = 'reacquire' AND l.outcome = 'gone')
     ), metadata AS (
         INSERT INTO leasehold.lease_metadata AS m (company_id, lease_id, metadata)
-        SELECT l.company_id, l.id, l.metadata::jsonb
+        SELECT l.company_id, l.id, CASE l.operation WHEN 'realize'
+               THEN pg_catalog.jsonb_build_object('workspaceRealization', l.metadata::jsonb) ELSE l.metadata::jsonb END
           FROM lease AS l
-         WHERE l.metadata IS NOT NULL AND l.outcome = 'ok' AND l.step IN ('activate', 'dispose')
-        ON CONFLICT (company_id, lease_id) DO UPDATE SET metadata = excluded.metadata, updated_at = pg_catalog.now()
+         WHERE l.metadata IS NOT NULL AND l.outcome = 'ok' AND l.step IN ('activate', 'dispose', 'realize')
+        ON CONFLICT (company_id, lease_id) DO UPDATE
+               -- what the provider said of the resource stays when it says something of the workspace
+           SET metadata = CASE WHEN excluded.metadata ? 'workspaceRealization' THEN m.metadata ELSE '{}' END || excluded.metadata,
+               updated_at = pg_catalog.now()
     ), event AS (
         INSERT INTO leasehold.audit_events
                (company_id, action, entity_type, entity_id, agent_id, issue_id, run_id, details)
         SELECT l.company_id,
-               CASE l.step WHEN 'activate' THEN CASE WHEN l.operation = 'resume' THEN 'environment.lease_resumed'
+               CASE l.step WHEN 'activate' THEN CASE WHEN l.old_status = 'resuming' THEN 'environment.lease_resumed'
                                                      ELSE 'environment.lease_acquired' END
                            WHEN 'end' THEN 'environment.lease_released'
                            WHEN 'fail' THEN 'environment.lease_failed'
+                           WHEN 'unusable' THEN 'environment.lease_failed'
                            WHEN 'irrevocable' THEN 'environment.lease_irrevocable'
                            WHEN 'cleanup' THEN 'environment.lease_cleanup_failed'
                            WHEN 'look_up' THEN 'environment.lease_outcome_unknown'
@@ -1562,7 +1807,7 @@ BEGIN
                END
           FROM lease AS l
          -- of a series of failing tries the first is told
-         WHERE l.step IN ('activate', 'end', 'fail', 'irrevocable', 'look_up', 'reacquire', 'park')
+         WHERE l.step IN ('activate', 'end', 'fail', 'unusable', 'irrevocable', 'look_up', 'reacquire', 'park')
             OR l.attempt = 1 AND l.step IN ('later', 'cleanup')
     )
     SELECT a.company_id, a.id,
@@ -1692,6 +1937,21 @@ BEGIN
 END
 $$;
 
+-- Requests whose time is over but which nobody even claims, since the circuit
+-- breaker of their provider is open or all its places are taken: for
+-- fire_deadlines().
+CREATE OR REPLACE FUNCTION leasehold_internal.overdue_requests(part integer, parts integer, count integer)
+    RETURNS TABLE (company_id uuid, subject_id uuid) LANGUAGE sql VOLATILE ROWS 100 AS $$
+    SELECT c.company_id, c.subject_id
+      FROM leasehold_internal.calls AS c
+     CROSS JOIN LATERAL (SELECT x.acquire_by FROM leasehold.leases AS x
+                          WHERE x.company_id = c.company_id AND x.id = c.subject_id OFFSET 0) AS l
+     WHERE c.state = 'queued' AND c.due_at <= pg_catalog.clock_timestamp() - interval '1 second'
+       AND c.shard % parts = part AND c.operation IN ('acquire', 'resume', 'realize') AND NOT c.look_up
+       AND l.acquire_by <= pg_catalog.clock_timestamp()
+     LIMIT count
+$$;
+
 CREATE OR REPLACE FUNCTION leasehold_internal.take_over_calls(
         live_epochs bigint[], shards smallint[], crash_limit integer, crashed boolean, started_before timestamptz)
     RETURNS integer LANGUAGE plpgsql VOLATILE AS $$
@@ -1759,6 +2019,77 @@ $$;
 COMMENT ON FUNCTION leasehold_internal.revive_quarantined(smallint[]) IS
     'Has sweeps, removals of strays and ends of commands tried again that were set aside a day ago';
 
+-- Queues what the states of leases and runs, and strays, ask for and the dispatch
+-- table does not have: after a restore, or when a state was changed by hand.
+CREATE OR REPLACE FUNCTION leasehold_internal.rebuild_calls(shards smallint[]) RETURNS integer
+    LANGUAGE plpgsql VOLATILE AS $$
+#variable_conflict use_column
+DECLARE
+    v_count integer;
+BEGIN
+    WITH wanted AS (
+        SELECT l.company_id, l.id, 'op'::text AS slot, l.provider, l.generation,
+               CASE WHEN l.status = 'acquiring' AND l.provider_lease_id IS NOT NULL THEN 'realize'
+                    WHEN l.status = 'acquiring' OR l.provider_lease_id IS NULL AND l.acquired_at IS NULL THEN 'acquire'
+                    WHEN l.status = 'resuming' THEN 'resume'
+                    WHEN l.disposition = 'delete' AND l.policy <> 'ephemeral' THEN 'destroy'
+                    ELSE 'release' END AS operation,
+               -- whether the request was ever sent is not known
+               l.provider_lease_id IS NULL AND (l.status = 'acquiring' OR l.acquired_at IS NULL) AS look_up,
+               pg_catalog.clock_timestamp() AS due_at
+          FROM leasehold.leases AS l
+         WHERE l.status IN ('acquiring', 'resuming', 'releasing', 'pending_cleanup')
+        UNION ALL
+        SELECT l.company_id, l.id, 'timer', '', l.generation, 'lease_deadline', false,
+               leasehold_internal.lease_deadline(l.status, l.expires_at, l.last_used_at, l.idle_timeout)
+          FROM leasehold.leases AS l WHERE l.status IN ('active', 'retained')
+        UNION ALL
+        SELECT r.company_id, r.id, 'run_timer', '', 1, 'run_deadline', false, r.heartbeat_at + r.heartbeat_timeout
+          FROM leasehold_internal.runs AS r WHERE r.status = 'running'
+        UNION ALL
+        SELECT r.company_id, r.stray_id, 'op', r.provider, r.generation, 'destroy_stray', false,
+               pg_catalog.clock_timestamp()
+          FROM leasehold_internal.provider_resources AS r
+         WHERE r.stray_id IS NOT NULL
+           -- after a takeover somebody may use it since: not before approve_sweep()
+           AND NOT EXISTS (SELECT FROM leasehold_internal.installation AS i WHERE i.sweep_dry)
+    ), missing AS MATERIALIZED (
+        SELECT w.*
+          FROM wanted AS w
+         WHERE leasehold_internal.shard_of(w.company_id) = ANY (shards)
+           AND NOT EXISTS (SELECT FROM leasehold_internal.calls AS c
+                            WHERE c.company_id = w.company_id AND c.subject_id = w.id AND c.slot = w.slot)
+    ), made AS (
+        INSERT INTO leasehold_internal.calls
+               (company_id, subject_id, slot, operation, provider, shard, generation, look_up, due_at)
+        SELECT m.company_id, m.id, m.slot, m.operation, m.provider, leasehold_internal.shard_of(m.company_id),
+               m.generation, m.look_up, COALESCE(m.due_at, pg_catalog.clock_timestamp())
+          FROM missing AS m
+          -- somebody who has the subject locked may be about to write its calls
+          LEFT JOIN LATERAL (SELECT x.id FROM leasehold.leases AS x
+                              WHERE m.slot <> 'run_timer' AND x.company_id = m.company_id AND x.id = m.id
+                                FOR NO KEY UPDATE SKIP LOCKED) AS l ON true
+          LEFT JOIN LATERAL (SELECT x.id FROM leasehold_internal.runs AS x
+                              WHERE m.slot = 'run_timer' AND x.company_id = m.company_id AND x.id = m.id
+                                FOR NO KEY UPDATE SKIP LOCKED) AS r ON true
+          LEFT JOIN LATERAL (SELECT x.stray_id AS id FROM leasehold_internal.provider_resources AS x
+                              WHERE m.operation = 'destroy_stray' AND x.company_id = m.company_id AND x.stray_id = m.id
+                                FOR NO KEY UPDATE SKIP LOCKED) AS s ON true
+         WHERE l.id IS NOT NULL OR r.id IS NOT NULL OR s.id IS NOT NULL
+        ON CONFLICT DO NOTHING
+        RETURNING 1
+    )
+    SELECT pg_catalog.count(*) INTO v_count FROM made;
+
+    PERFORM leasehold_internal.queue_initialize(p.key) FROM leasehold.plugins AS p
+      WHERE 0 = ANY (shards) AND p.status IN ('installed', 'error')
+        AND NOT EXISTS (SELECT FROM leasehold_internal.calls AS c
+                         WHERE c.company_id = leasehold_internal.no_company()
+                           AND c.subject_id = leasehold_internal.plugin_subject(p.key));
+    RETURN v_count;
+END
+$$;
+
 -- 44_reconcile.sql: the sweep that compares what a provider holds under our
 -- label with the leases, and removes what no lease claims.
 --
@@ -1810,7 +2141,7 @@ CREATE FUNCTION leasehold_internal.command_params(
                THEN pg_catalog.jsonb_build_object('runId', (lease).run_id, 'streamOutput', true) ELSE '{}' END
            ELSE '{}' END
       FROM (SELECT CASE WHEN metadata ->> 'shellCommand' IN ('bash', 'sh') THEN metadata ->> 'shellCommand' ELSE 'sh' END,
-                   COALESCE(NULLIF(pg_catalog.btrim(metadata ->> 'remoteCwd'), ''), '/tmp')) AS s (shell, home)
+                   COALESCE(metadata #>> '{workspaceRealization,cwd}', NULLIF(pg_catalog.btrim(metadata ->> 'remoteCwd'), ''), '/tmp')) AS s (shell, home)
 $$;
 
 COMMENT ON FUNCTION leasehold_internal.command_params(leasehold.commands, leasehold.leases, uuid, jsonb, jsonb, jsonb, text, text,

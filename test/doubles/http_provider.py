@@ -48,8 +48,10 @@ async def serve(options: argparse.Namespace) -> None:
     idempotent = lookup if options.idempotent is None \
         else options.idempotent == "yes"
     journal = Journal(options.state) if options.state else None
-    server = Server(Provider(lookup, idempotent, journal),
-                    FaultPlan(options.seed), token, options.log)
+    provider = Provider(lookup, idempotent, journal)
+    for method in options.without:
+        del provider.handlers[method]
+    server = Server(provider, FaultPlan(options.seed), token, options.log)
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -78,6 +80,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--variant", choices=("lookup", "plain"),
                         default="lookup",
                         help="plain has no find, list and cancel methods")
+    parser.add_argument("--without", action="append", default=[],
+                        metavar="METHOD", help="has no such method")
     parser.add_argument("--idempotent", choices=("yes", "no"),
                         help="repeat an acquire by its key (default: yes for "
                              "lookup, no for plain)")

@@ -473,6 +473,9 @@ class Lifecycle(WithDouble):
                 (lease, {}, "/workspace")):
             self.assertEqual(self.double.result(
                 "realize", lease=have, workspace=there)["cwd"], wanted)
+        self.assertEqual(self.double.result(
+            "realize", lease=lease, workspace=workspace,
+            config={"workspace": "/w"})["cwd"], "/w")
         self.assertEqual(self.double.error(message("realize")), -32002)
 
     def test_execute(self) -> None:

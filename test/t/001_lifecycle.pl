@@ -24,6 +24,9 @@ my ($agent, $other_agent, $issue, $workspace) = split /\n/, $node->alice(q(
 	SELECT leasehold.upsert_issue(leasehold.new_id());
 	SELECT leasehold.upsert_execution_workspace(leasehold.new_id(), mode => 'isolated');));
 
+# What the provider says of a workspace that it has made.
+my $realized = { cwd => '/workspace', metadata => { realized => JSON::PP::true } };
+
 # start_run(agent): a run of the agent in the workspace.
 sub start_run
 {
@@ -93,8 +96,8 @@ subtest 'an operator tries an environment: no agent and no run' => sub {
 		't', 'it is granted an hour');
 	is_deeply(
 		json($node->alice("SELECT metadata FROM leasehold.lease_metadata WHERE lease_id = '$lease'")),
-		{ remoteCwd => '/workspace', sandboxId => $resource->{providerLeaseId} },
-		'what the provider says of it is kept');
+		{ remoteCwd => '/workspace', sandboxId => $resource->{providerLeaseId}, workspaceRealization => $realized },
+		'what the provider says of it, and of its workspace, is kept');
 
 	is($node->alice("SELECT leasehold.release_lease('$lease')"), 'releasing', 'released');
 	is($node->alice("SELECT leasehold.release_lease('$lease')") =~ /^releas(ing|ed)$/, 1, 'releasing again is fine');
@@ -118,7 +121,8 @@ subtest 'an operator tries an environment: no agent and no run' => sub {
 				timeoutMs => 1234,
 				image => 'debian',
 				remoteCwd => '/workspace',
-				sandboxId => $resource->{providerLeaseId} },
+				sandboxId => $resource->{providerLeaseId},
+				workspaceRealization => $realized },
 			leasehold => label($lease, 1, 'release', disposition => 'delete') },
 		'one release, with the lease\'s own metadata and without agentId');
 	is(resource_of($lease), undef, 'the resource is gone');
@@ -278,7 +282,8 @@ subtest 'parking and resuming' => sub {
 				reuseLease => JSON::PP::true,
 				image => 'a',
 				remoteCwd => '/workspace',
-				sandboxId => $id },
+				sandboxId => $id,
+				workspaceRealization => $realized },
 			leasehold => label($lease, 2, 'resume') },
 		'resume carries agentId and the second generation');
 	is($node->lease($lease, 'generation', 'provider_lease_id'), "2|$id", 'the lease has both');

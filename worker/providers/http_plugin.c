@@ -40,6 +40,7 @@ static void judge_error(Call *call, const RpcAnswer *answer);
 static const char *refusal_code(const Call *call);
 static void judge_result(Call *call, const RpcAnswer *answer);
 static void take_lease(Call *call, const json_t *result);
+static void take_workspace(Call *call, const json_t *result);
 static void take_page(Call *call, const json_t *result);
 static void take_methods(Call *call, const json_t *result);
 static bool is_removal(const Call *call);
@@ -50,6 +51,7 @@ const Provider http_plugin_provider = {
 	.initialize = plugin_start,
 	.acquire = plugin_start,
 	.resume = plugin_start,
+	.realize = plugin_start,
 	.release = plugin_start,
 	.destroy = plugin_start,
 	.find = plugin_start,
@@ -390,6 +392,9 @@ judge_result(Call *call, const RpcAnswer *answer)
 		case METHOD_FIND:
 			take_lease(call, answer->result);
 			break;
+		case METHOD_REALIZE:
+			take_workspace(call, answer->result);
+			break;
 		case METHOD_LIST:
 			take_page(call, answer->result);
 			break;
@@ -427,6 +432,22 @@ take_lease(Call *call, const json_t *result)
 	free(lease.metadata);
 	call->has_expiry = lease.has_expiry;
 	call->expires_at = lease.expires_at - MICROSECONDS_TO_2000;
+}
+
+static void
+take_workspace(Call *call, const json_t *result)
+{
+	char	   *workspace;
+	char		text[RPC_TEXT_SIZE];
+
+	if (!rpc_read_workspace(result, &workspace, text))
+	{
+		/* it would say the same again */
+		call_set_outcome(call, OUTCOME_FAILED, "malformed_answer", "%s", text);
+		return;
+	}
+	call->metadata = pstrdup(workspace);
+	free(workspace);
 }
 
 static void

@@ -71,6 +71,8 @@ start_of(const Provider *provider, CallMethod method)
 			return provider->acquire;
 		case METHOD_RESUME:
 			return provider->resume;
+		case METHOD_REALIZE:
+			return provider->realize;
 		case METHOD_RELEASE:
 			return provider->release;
 		case METHOD_DESTROY:

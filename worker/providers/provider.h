@@ -21,6 +21,7 @@ typedef struct Provider
 	ProviderStart initialize;	/* NULL: not needed, or not supported */
 	ProviderStart acquire;
 	ProviderStart resume;
+	ProviderStart realize;		/* the workspace of a resource that was just got */
 	ProviderStart release;
 	ProviderStart destroy;
 	ProviderStart find;			/* by lease id and generation */

@@ -329,7 +329,8 @@ class Provider:
         if provider_id is None or self._owned(call, provider_id) is None:
             raise RpcProblem(WORKER_ERROR, f"no such sandbox: {provider_id}")
         workspace = call.params["workspace"]
-        cwd = (lease.get("metadata", {}).get("remoteCwd")
+        cwd = (call.config.get("workspace")
+               or lease.get("metadata", {}).get("remoteCwd")
                or workspace.get("remotePath") or workspace.get("localPath")
                or WORKSPACE)
         return {"cwd": cwd, "metadata": {"realized": True}}
