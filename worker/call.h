@@ -69,6 +69,7 @@ typedef struct Call
 	int64		timeout_ms;
 	char	   *idempotency_key;	/* or NULL */
 	char	   *params;			/* JSON text */
+	size_t		params_length;
 
 	/* what came of it */
 	CallOutcome outcome;

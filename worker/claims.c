@@ -27,13 +27,15 @@
 #include "worker.h"
 
 #define CLAIM_BATCH			500
+#define MOST_INPUT			(128 * 1024 * 1024) /* of all commands that are out, in bytes of their params, about */
 
-static const Oid claim_types[] = {INT8OID, UUIDARRAYOID, UUIDARRAYOID, TEXTARRAYOID, INT4OID, INT8OID};
+static const Oid claim_types[] = {INT8OID, UUIDARRAYOID, UUIDARRAYOID, TEXTARRAYOID, INT4OID, INT8OID, INT8OID};
 
 static bool claim_one(Claims *single, int *troubles);
 static void claim_work(void *arg);
 static void claim_taken(Claims *claims);
 static void claim_keys(Claims *claims, const QueueKey *keys, int count, SPIPlanPtr plan);
+static int64 input_that_is_out(void);
 static Call *make_call(HeapTuple row, TupleDesc desc, Claims *claims);
 static void read_call(Call *call, HeapTuple row, TupleDesc desc);
 static QueueSlot slot_of(const char *operation);
@@ -146,15 +148,15 @@ claim_taken(Claims *claims)
 									  5, claim_types));
 	if (command_count > 0)
 		claim_keys(claims, commands, command_count,
-				   statement_prepared(&commands_plan, "SELECT * FROM leasehold_internal.claim_commands($1, $2, $3, $4, $5, $6)",
-									  6, claim_types));
+				   statement_prepared(&commands_plan, "SELECT * FROM leasehold_internal.claim_commands($1, $2, $3, $4, $5, $6, $7)",
+									  7, claim_types));
 	plugins_refresh();
 }
 
 static void
 claim_keys(Claims *claims, const QueueKey *keys, int count, SPIPlanPtr plan)
 {
-	Datum		args[6];
+	Datum		args[7];
 
 	args[0] = Int64GetDatum(worker.epoch);
 	args[1] = statement_companies(keys, count);
@@ -162,6 +164,7 @@ claim_keys(Claims *claims, const QueueKey *keys, int count, SPIPlanPtr plan)
 	args[3] = statement_slots(keys, count);
 	args[4] = Int32GetDatum(setting_rpc_timeout);
 	args[5] = Int64GetDatum(setting_max_output * INT64CONST(1024));
+	args[6] = Int64GetDatum(MOST_INPUT - input_that_is_out());
 	if (SPI_execute_plan(plan, args, NULL, false, 0) != SPI_OK_SELECT)
 		elog(ERROR, "could not claim calls");
 	for (uint64 i = 0; i < SPI_processed; i++)
@@ -182,6 +185,23 @@ claim_keys(Claims *claims, const QueueKey *keys, int count, SPIPlanPtr plan)
 						!plugin_is_current(call->plugin, DatumGetTransactionId(plugin_row))))
 			plugins_forget();
 	}
+}
+
+/* Of the commands that this worker has; all other calls are small. */
+static int64
+input_that_is_out(void)
+{
+	int64		bytes = 0;
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &worker.out)
+	{
+		Call	   *call = dlist_container(Call, node, iter.cur);
+
+		if (call->command != NULL)
+			bytes += call->params_length;
+	}
+	return bytes;
 }
 
 static Call *
@@ -233,6 +253,7 @@ read_call(Call *call, HeapTuple row, TupleDesc desc)
 		call->timeout_ms = setting_rpc_timeout;
 	call->idempotency_key = SPI_getvalue(row, desc, 13);
 	call->params = SPI_getvalue(row, desc, 14);
+	call->params_length = call->params != NULL ? strlen(call->params) : 0;
 	call->method_name = method;
 	if (!call_parse_method(method, &call->method))
 		elog(ERROR, "unknown method \"%s\"", method);

@@ -43,7 +43,8 @@ struct Command
 	char		tail[2][4];		/* the beginning of a character, whose rest is to come */
 	int			tail_length[2];
 	dlist_head	pieces;			/* to be stored */
-	int64		pending;		/* bytes in them */
+	int64		pending;		/* memory of them */
+	int64		piece_count;	/* of all that were made */
 	bool		full;			/* the provider was told that there is no room */
 	int64		last_seq;		/* of those that were numbered */
 	TimestampTz store_at;

@@ -26,9 +26,13 @@
 
 #define STORE_PAUSE_MS		50
 #define PIECE_SIZE			32768
-#define PENDING_ALL			(64 * 1024 * 1024)	/* bytes of all commands together that wait to be stored, about */
+#define PENDING_ALL			(64 * 1024 * 1024)	/* memory of all commands together that wait to be stored, about */
 #define PENDING_LEAST		(4 * PIECE_SIZE)
 #define PENDING_MOST		(64 * PIECE_SIZE)
+#define PIECE_ROOM			1024
+#define FREE_PIECES			1000	/* each one after these counts against the limit with PIECE_COST, too */
+#define PIECE_COST			64
+#define SHARE_LEAST			20	/* pieces of a command in a batch, however many commands there are */
 
 typedef struct OutputPiece
 {
@@ -39,6 +43,7 @@ typedef struct OutputPiece
 	bool		in_batch;
 	int			length;
 	int			room;
+	int			size;			/* of the memory */
 	char		data[FLEXIBLE_ARRAY_MEMBER];
 } OutputPiece;
 
@@ -47,7 +52,7 @@ static int	writing_count = 0;
 
 static int64 enough(void);
 static void keep(Call *call, CommandStream stream, const char *data, size_t length);
-static void note_truncation(Call *call);
+static void note_truncation(Call *call, const char *text);
 static OutputPiece *piece_for(Call *call, CommandStream stream, size_t wanted);
 static int	unfinished_character(const char *data, size_t length);
 static void release_tail(Call *call, CommandStream stream);
@@ -101,7 +106,7 @@ command_output_add(Call *call, CommandStream stream, const char *data, size_t le
 	return !command->full;
 }
 
-/* Pending bytes of a command at which its provider should stop. */
+/* Memory of a command's pieces at which its provider should stop. */
 static int64
 enough(void)
 {
@@ -131,23 +136,26 @@ keep(Call *call, CommandStream stream, const char *data, size_t length)
 		}
 		memcpy(piece->data + piece->length, data, part);
 		piece->length += part;
-		command->pending += part;
 		command->kept += part;
 		data += part;
 		rest -= part;
 	}
 	if (cut && !command->truncated)
-		note_truncation(call);
+	{
+		char		text[100];
+
+		snprintf(text, sizeof(text), "output truncated: the limit of " INT64_FORMAT " bytes is reached\n", command->limit);
+		note_truncation(call, text);
+	}
 }
 
+/* In our own name, once. */
 static void
-note_truncation(Call *call)
+note_truncation(Call *call, const char *text)
 {
-	char		text[100];
 	OutputPiece *piece;
 
 	call->command->truncated = true;
-	snprintf(text, sizeof(text), "output truncated: the limit of " INT64_FORMAT " bytes is reached\n", call->command->limit);
 	piece = piece_for(call, STREAM_NOTICE, strlen(text));
 	memcpy(piece->data, text, strlen(text));
 	piece->length = strlen(text);
@@ -173,10 +181,11 @@ piece_for(Call *call, CommandStream stream, size_t wanted)
 
 		dlist_push_tail(&writing, &command->node);
 		writing_count++;
-		command->store_at = Max(command->store_at, now);
+		/* unless the clock was set back since */
+		command->store_at = Min(Max(command->store_at, now), TimestampTzPlusMilliseconds(now, STORE_PAUSE_MS));
 	}
 	/* some room for what comes soon after it, all of it for a flood */
-	room = Min(Max(wanted, 1024), PIECE_SIZE);
+	room = Min(Max(wanted, PIECE_ROOM), PIECE_SIZE);
 	piece = MemoryContextAlloc(call->context, offsetof(OutputPiece, data) + room);
 	piece->stream = stream;
 	piece->at = GetCurrentTimestamp();
@@ -184,6 +193,10 @@ piece_for(Call *call, CommandStream stream, size_t wanted)
 	piece->in_batch = false;
 	piece->length = 0;
 	piece->room = room;
+	piece->size = offsetof(OutputPiece, data) + room;
+	command->pending += piece->size;
+	if (++command->piece_count > FREE_PIECES)
+		command->kept += PIECE_COST;
 	dlist_push_tail(&command->pieces, &piece->node);
 	return piece;
 }
@@ -296,16 +309,18 @@ command_output_collect(OutputBatch *batch, TimestampTz now)
 	dlist_push_tail(&writing, dlist_pop_head_node(&writing));
 }
 
+/* Not more than its share, so that others come to theirs. */
 static void
 take_pieces(OutputBatch *batch, Call *call)
 {
+	int			most = Min(OUTPUT_BATCH, batch->count + Max(OUTPUT_BATCH / writing_count, SHARE_LEAST));
 	dlist_iter	iter;
 
 	dlist_foreach(iter, &call->command->pieces)
 	{
 		OutputPiece *piece = dlist_container(OutputPiece, node, iter.cur);
 
-		if (batch->count == OUTPUT_BATCH)
+		if (batch->count == most)
 			break;
 		if (piece->seq == 0)
 			piece->seq = ++call->command->last_seq;
@@ -377,8 +392,7 @@ drop_piece(Call *call, OutputPiece *piece)
 	Command    *command = call->command;
 
 	dlist_delete(&piece->node);
-	if (piece->stream != STREAM_NOTICE)
-		command->pending -= piece->length;
+	command->pending -= piece->size;
 	pfree(piece);
 	if (dlist_is_empty(&command->pieces))
 		stop_writing(command);
@@ -446,14 +460,16 @@ put_back(OutputBatch *batch)
 		batch->pieces[i]->in_batch = false;
 }
 
+/* Of one command. */
 static void
 give_up(OutputBatch *batch)
 {
+	Call	   *call = batch->calls[0];
+
 	for (int i = 0; i < batch->count; i++)
-	{
-		batch->calls[i]->command->truncated = true;
-		drop_piece(batch->calls[i], batch->pieces[i]);
-	}
+		drop_piece(call, batch->pieces[i]);
+	if (!call->command->truncated)
+		note_truncation(call, "output truncated: it could not be stored; see the server log\n");
 }
 
 void

@@ -45,6 +45,7 @@
 #define HOST_SIZE				256
 #define KEEPALIVE_IDLE_S		60
 #define KEEPALIVE_PAUSE_S		10
+#define LOOK_AGAIN_MS			1000	/* whether a pause is over, and what came in it was read */
 #define KEEPALIVE_PROBES		6
 
 /* A host that is known by name. */
@@ -67,12 +68,14 @@ struct HttpExchange
 	char	   *body;
 	size_t		length;
 	size_t		allocated;
-	size_t		limit;
+	size_t		limit;			/* of the body, or of a message */
+	size_t		more_body;		/* of the body above it */
 	MessageStream *messages;	/* takes the body, if that is a stream */
 	bool		arrived;		/* something for it, which was not looked at */
 	dlist_node	arrived_node;	/* then */
 	bool		paused;
 	EventTimer	go_on;			/* after a pause */
+	EventTimer	deadline;		/* of one that may be a stream; libcurl's own goes on in pauses */
 	bool		ended;			/* but it has messages still */
 	CURLcode	end;
 	bool		started;		/* given to libcurl */
@@ -103,6 +106,7 @@ static bool start(HttpExchange *exchange, bool look_up);
 static void let_go(void);
 static void start_first(Host *host, bool look_up);
 static void on_give_up(void *arg);
+static void on_deadline(void *arg);
 static bool set_options(HttpExchange *exchange, const HttpRequest *request);
 static int64 connect_timeout(const HttpRequest *request);
 static bool add_header(HttpExchange *exchange, const char *name, const char *value);
@@ -189,6 +193,8 @@ http_post(const HttpRequest *request, const char **problem)
 			event_loop_set_timer(&exchange->give_up, connect_timeout(request));
 		}
 	}
+	if (ok && request->message != NULL && request->timeout_ms > 0)
+		event_loop_set_timer(&exchange->deadline, request->timeout_ms);
 	if (!ok)
 	{
 		if (exchange != NULL)
@@ -297,6 +303,7 @@ set_options(HttpExchange *exchange, const HttpRequest *request)
 	exchange->request = request->body;
 	exchange->request_length = request->length;
 	exchange->limit = (size_t) setting_max_response_size * 1024;
+	exchange->more_body = request->more_body;
 	exchange->plain = policy_url_is_plain(request->url);
 	exchange->allowed = request->allowed;
 	exchange->allowed_count = request->allowed_count;
@@ -304,7 +311,8 @@ set_options(HttpExchange *exchange, const HttpRequest *request)
 	exchange->message = request->message;
 	exchange->arg = request->arg;
 	exchange->go_on.fire = on_go_on;
-	exchange->go_on.arg = exchange;
+	exchange->deadline.fire = on_deadline;
+	exchange->go_on.arg = exchange->deadline.arg = exchange;
 
 	if (!add_header(exchange, "Content-Type", "application/json") ||
 		!add_header(exchange, "Accept", request->message ? "application/json, application/x-ndjson, text/event-stream" :
@@ -348,7 +356,7 @@ set_options(HttpExchange *exchange, const HttpRequest *request)
 		SET(CURLOPT_OPENSOCKETDATA, exchange) &&
 		SET(CURLOPT_PREREQFUNCTION, on_connected) &&
 		SET(CURLOPT_PREREQDATA, exchange) &&
-		SET(CURLOPT_TIMEOUT_MS, (long) Min(request->timeout_ms, LONG_MAX)) &&
+		SET(CURLOPT_TIMEOUT_MS, request->message ? 0L : (long) Min(request->timeout_ms, LONG_MAX)) &&
 		SET(CURLOPT_CONNECTTIMEOUT_MS, (long) connect_timeout(request)) &&
 		SET(CURLOPT_MAXAGE_CONN, (long) IDLE_CONNECTION_S) &&
 		SET(CURLOPT_DNS_CACHE_TIMEOUT, (long) KEEP_ADDRESS_S) &&
@@ -425,6 +433,7 @@ free_exchange(HttpExchange *exchange)
 	sigset_t	saved;
 
 	event_loop_cancel_timer(&exchange->go_on);
+	event_loop_cancel_timer(&exchange->deadline);
 	if (exchange->arrived)
 		dlist_delete(&exchange->arrived_node);
 	block_signals(&saved);
@@ -549,6 +558,18 @@ on_go_on(void *arg)
 	else
 		/* what libcurl has kept comes at once */
 		hand_over_arrived();
+}
+
+/* What came while it was paused, on our account, is looked at first. */
+static void
+on_deadline(void *arg)
+{
+	HttpExchange *exchange = arg;
+
+	if (exchange->paused)
+		event_loop_set_timer(&exchange->deadline, LOOK_AGAIN_MS);
+	else if (!exchange->ended)
+		finish(exchange, CURLE_OPERATION_TIMEDOUT);
 }
 
 static void
@@ -774,7 +795,7 @@ format_of(HttpExchange *exchange)
 static size_t
 collect_whole(HttpExchange *exchange, const char *data, size_t bytes)
 {
-	if (bytes > exchange->limit - exchange->length)
+	if (bytes > exchange->limit + exchange->more_body - exchange->length)
 	{
 		exchange->too_large = true;
 		return 0;

@@ -55,7 +55,9 @@ typedef struct HttpRequest
 	const char *idempotency_key;	/* or NULL */
 	const char *body;			/* JSON; must stay in place */
 	size_t		length;
-	int64		timeout_ms;		/* 0: as long as it takes */
+	int64		timeout_ms;		/* 0: as long as it takes; a stream that is paused is not cut off */
+	int64		more_body;		/* bytes that an answer, unless it is a stream, may have above
+								 * leasehold.max_response_size */
 	bool		fresh_connection;	/* do not use one that the server may be closing */
 	const PolicyNetwork *allowed;	/* must stay in place */
 	size_t		allowed_count;

@@ -57,6 +57,12 @@ round_run(InstallationState state, bool look_everywhere)
 	Round		round;
 
 	transaction_fresh_memory();
+	if (state == INSTALLATION_UNSUPPORTED)
+	{
+		/* what is here waits for a version that can take it */
+		trouble_until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), TROUBLE_PAUSE_MAX_MS);
+		return trouble_until;
+	}
 	begin(&round, state, look_everywhere);
 	if (!transaction_run("applying answers and claiming calls", whole_round_work, &round))
 		return run_one_by_one(&round);
@@ -84,8 +90,6 @@ whole_round_work(void *arg)
 {
 	Round	   *round = arg;
 
-	if (round->state == INSTALLATION_UNSUPPORTED)
-		return;
 	plugins_refresh();
 	if (round->output.count > 0)
 		command_output_apply(&round->output);
@@ -190,5 +194,6 @@ round_clock_set_back(TimestampTz now)
 	due_look_from_start();
 	trouble_until = 0;
 	answers_wait_no_longer();
+	command_output_wait_no_longer();
 	queue_clock_set_back(now);
 }

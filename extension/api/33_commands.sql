@@ -249,7 +249,11 @@ BEGIN
         SELECT c.* FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(command_ids)) AS w (company_id, id)
          CROSS JOIN LATERAL (SELECT * FROM leasehold.commands AS x
                               WHERE x.company_id = w.company_id AND x.id = w.id OFFSET 0) AS c
-         WHERE c.status <> 'finished' AND c.cancel_requested_at IS NULL
+         WHERE c.status <> 'finished'
+           -- one of which the provider could not be told is told again
+           AND (c.cancel_requested_at IS NULL OR NOT EXISTS (
+                    SELECT FROM leasehold_internal.calls AS x
+                     WHERE x.company_id = c.company_id AND x.subject_id = c.id AND x.slot = 'cancel'))
     ), never_sent AS (
         DELETE FROM leasehold_internal.calls AS q
          USING target AS t
@@ -257,7 +261,8 @@ BEGIN
         RETURNING q.company_id, q.subject_id
     ), command AS (
         UPDATE leasehold.commands AS c
-           SET cancel_requested_at = pg_catalog.clock_timestamp(), cancel_reason = cancel_commands.reason,
+           SET cancel_requested_at = COALESCE(t.cancel_requested_at, pg_catalog.clock_timestamp()),
+               cancel_reason = COALESCE(t.cancel_reason, cancel_commands.reason),
                status = CASE WHEN n.subject_id IS NULL THEN c.status ELSE 'finished' END,
                outcome = CASE WHEN n.subject_id IS NOT NULL THEN 'cancelled' END,
                finished_at = CASE WHEN n.subject_id IS NOT NULL THEN pg_catalog.clock_timestamp() END

@@ -804,7 +804,11 @@ BEGIN
         SELECT c.* FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(command_ids)) AS w (company_id, id)
          CROSS JOIN LATERAL (SELECT * FROM leasehold.commands AS x
                               WHERE x.company_id = w.company_id AND x.id = w.id OFFSET 0) AS c
-         WHERE c.status <> 'finished' AND c.cancel_requested_at IS NULL
+         WHERE c.status <> 'finished'
+           -- one of which the provider could not be told is told again
+           AND (c.cancel_requested_at IS NULL OR NOT EXISTS (
+                    SELECT FROM leasehold_internal.calls AS x
+                     WHERE x.company_id = c.company_id AND x.subject_id = c.id AND x.slot = 'cancel'))
     ), never_sent AS (
         DELETE FROM leasehold_internal.calls AS q
          USING target AS t
@@ -812,7 +816,8 @@ BEGIN
         RETURNING q.company_id, q.subject_id
     ), command AS (
         UPDATE leasehold.commands AS c
-           SET cancel_requested_at = pg_catalog.clock_timestamp(), cancel_reason = cancel_commands.reason,
+           SET cancel_requested_at = COALESCE(t.cancel_requested_at, pg_catalog.clock_timestamp()),
+               cancel_reason = COALESCE(t.cancel_reason, cancel_commands.reason),
                status = CASE WHEN n.subject_id IS NULL THEN c.status ELSE 'finished' END,
                outcome = CASE WHEN n.subject_id IS NOT NULL THEN 'cancelled' END,
                finished_at = CASE WHEN n.subject_id IS NOT NULL THEN pg_catalog.clock_timestamp() END
@@ -2148,9 +2153,11 @@ COMMENT ON FUNCTION leasehold_internal.command_params(leasehold.commands, leaseh
                                                       text, jsonb, bigint) IS
     'What a provider is to be told of a command';
 
--- Claims commands, and the ending of others, for a worker.
+-- Claims commands, and the ending of others, for a worker: as many as have together
+-- no more input than most_input, about, when it is written as JSON.
 CREATE FUNCTION leasehold_internal.claim_commands(
-        epoch bigint, company_ids uuid[], subject_ids uuid[], slots text[], default_timeout_ms integer, most_output bigint)
+        epoch bigint, company_ids uuid[], subject_ids uuid[], slots text[], default_timeout_ms integer, most_output bigint,
+        most_input bigint DEFAULT 268435456)
     RETURNS TABLE (company_id uuid, subject_id uuid, generation integer, operation text, verdict text, code text,
                    message text, plugin text, provider text, method text, attempt integer, timeout_ms bigint,
                    idempotency_key text, params text, plugin_row xid, output_limit bigint)
@@ -2158,10 +2165,12 @@ CREATE FUNCTION leasehold_internal.claim_commands(
 #variable_conflict use_column
 BEGIN
     RETURN QUERY
-    WITH chosen AS MATERIALIZED (
-        SELECT q.company_id, q.subject_id, q.slot, g.status IN ('installed', 'error') AS unready
+    WITH found AS (
+        SELECT q.company_id, q.subject_id, q.slot, g.status IN ('installed', 'error') AS unready,
+               -- of what comes before it
+               COALESCE(pg_catalog.sum(i.bytes) OVER (ORDER BY w.nr ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), 0) AS before
           FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids), pg_catalog.unnest(slots))
-               AS w (company_id, subject_id, slot)
+               WITH ORDINALITY AS w (company_id, subject_id, slot, nr)
          -- one that a user has locked may be about to be cancelled
          CROSS JOIN LATERAL (SELECT x.provider FROM leasehold.commands AS x
                               WHERE x.company_id = w.company_id AND x.id = w.subject_id
@@ -2171,7 +2180,13 @@ BEGIN
                                 FOR UPDATE SKIP LOCKED) AS q
           LEFT JOIN leasehold.providers AS p ON p.key = k.provider
           LEFT JOIN leasehold.plugins AS g ON g.key = p.plugin_key
+          -- a character becomes six at most
+          LEFT JOIN LATERAL (SELECT 6::bigint * pg_catalog.octet_length(x.stdin) + 2 * pg_catalog.octet_length(x.env::text)
+                               FROM leasehold_internal.command_inputs AS x
+                              WHERE w.slot = 'command' AND x.company_id = w.company_id AND x.command_id = w.subject_id) AS i (bytes) ON true
          WHERE q.state = 'queued' AND q.due_at <= pg_catalog.clock_timestamp()
+    ), chosen AS MATERIALIZED (
+        SELECT * FROM found AS f WHERE f.before < most_input
     ), held AS (
         UPDATE leasehold_internal.calls AS c
            SET due_at = pg_catalog.clock_timestamp() + interval '1 second', last_error = 'the plugin is not ready'
@@ -2242,7 +2257,7 @@ BEGIN
 END
 $$;
 
-COMMENT ON FUNCTION leasehold_internal.claim_commands(bigint, uuid[], uuid[], text[], integer, bigint) IS
+COMMENT ON FUNCTION leasehold_internal.claim_commands(bigint, uuid[], uuid[], text[], integer, bigint, bigint) IS
     'Claims commands, and the ending of others, for a worker and returns what is to be sent';
 
 -- What commands have written, as long as they are this worker's.
@@ -2269,12 +2284,12 @@ COMMENT ON FUNCTION leasehold_internal.store_output(bigint, uuid[], uuid[], bigi
 -- the outcome, or NULL if it is to be sent again.
 CREATE FUNCTION leasehold_internal.command_outcome(
         outcome text, begun boolean, exit_code integer, signal text, timed_out boolean, cancelled boolean,
-        cancel_requested boolean, may_go_on boolean)
+        cancel_requested boolean, cancel_sent boolean, may_go_on boolean)
     RETURNS text LANGUAGE sql IMMUTABLE AS $$
     SELECT CASE
         WHEN outcome = 'ok' THEN CASE
             WHEN timed_out THEN 'timed_out'
-            WHEN cancelled OR cancel_requested AND exit_code IS NULL THEN 'cancelled'
+            WHEN cancelled OR cancel_sent AND exit_code IS NULL THEN 'cancelled'
             WHEN exit_code IS NOT NULL THEN 'exited'
             WHEN signal IS NOT NULL THEN 'signalled'
             ELSE 'lost' END
@@ -2284,8 +2299,21 @@ CREATE FUNCTION leasehold_internal.command_outcome(
         ELSE 'failed' END
 $$;
 
-COMMENT ON FUNCTION leasehold_internal.command_outcome(text, boolean, integer, text, boolean, boolean, boolean, boolean) IS
+COMMENT ON FUNCTION leasehold_internal.command_outcome(text, boolean, integer, text, boolean, boolean, boolean, boolean, boolean) IS
     'What became of a command; NULL if it is to be sent again';
+
+CREATE FUNCTION leasehold_internal.stored_output(
+        company_id uuid, command_id uuid, OUT pieces bigint, OUT stdout bigint, OUT stderr bigint, OUT truncated boolean)
+    RETURNS record LANGUAGE sql STABLE AS $$
+    SELECT pg_catalog.count(*),
+           COALESCE(pg_catalog.sum(pg_catalog.octet_length(o.data)) FILTER (WHERE o.stream = 'stdout'), 0),
+           COALESCE(pg_catalog.sum(pg_catalog.octet_length(o.data)) FILTER (WHERE o.stream = 'stderr'), 0),
+           COALESCE(pg_catalog.bool_or(o.stream = 'notice'), false)
+      FROM leasehold.command_output AS o
+     WHERE o.company_id = stored_output.company_id AND o.command_id = stored_output.command_id
+$$;
+
+COMMENT ON FUNCTION leasehold_internal.stored_output(uuid, uuid) IS 'How much of a command''s output is stored, and whether it was cut';
 
 -- Applies answers to commands.  Returns for each: applied; locked, if a user has
 -- the command locked; or stale.  What is to be sent again gets its input back.
@@ -2319,7 +2347,12 @@ BEGIN
     WITH step AS MATERIALIZED (
         SELECT a.*, k.lease_id, c.attempts,
                leasehold_internal.command_outcome(a.outcome, a.begun, a.exit_code, a.signal, a.timed_out, a.cancelled,
-                   k.cancel_requested_at IS NOT NULL, a.outcome = 'throttled' OR c.attempts - c.throttled < tries) AS verdict
+                   k.cancel_requested_at IS NOT NULL,
+                   k.cancel_requested_at IS NOT NULL AND NOT EXISTS (
+                       SELECT FROM leasehold_internal.calls AS x
+                        WHERE x.company_id = a.company_id AND x.subject_id = a.id AND x.slot = 'cancel'
+                          AND x.state = 'queued' AND x.attempts = 0),
+                   a.outcome = 'throttled' OR a.code = 'worker_ended' OR c.attempts - c.throttled < tries) AS verdict
           FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids), pg_catalog.unnest(outcomes),
                           pg_catalog.unnest(codes), pg_catalog.unnest(messages), pg_catalog.unnest(retry_after_ms),
                           pg_catalog.unnest(exit_codes), pg_catalog.unnest(signals), pg_catalog.unnest(timed_out),
@@ -2357,8 +2390,13 @@ BEGIN
                                    WHEN s.verdict IN ('failed', 'lost', 'unknown') THEN s.code END,
                failure_reason = CASE WHEN s.verdict = 'lost' AND s.outcome = 'ok' THEN 'the provider did not say how it ended'
                                      WHEN s.verdict IN ('failed', 'lost', 'unknown') THEN s.message END,
-               stdout_bytes = s.stdout_bytes, stderr_bytes = s.stderr_bytes, output_truncated = s.truncated
+               -- of one that was set aside the worker knows nothing any more
+               stdout_bytes = CASE s.code WHEN 'answer_lost' THEN w.stdout ELSE s.stdout_bytes END,
+               stderr_bytes = CASE s.code WHEN 'answer_lost' THEN w.stderr ELSE s.stderr_bytes END,
+               output_truncated = CASE s.code WHEN 'answer_lost' THEN w.truncated ELSE s.truncated END
           FROM step AS s
+         CROSS JOIN LATERAL leasehold_internal.stored_output(
+                        CASE WHEN s.code = 'answer_lost' THEN s.company_id END, s.id) AS w
          WHERE k.company_id = s.company_id AND k.id = s.id
         RETURNING k.*
     ), unseen AS (
@@ -2460,11 +2498,14 @@ CREATE FUNCTION leasehold_internal.complete_cancels(
 BEGIN
     WITH answer AS (
         SELECT c.company_id, c.subject_id, c.attempts, c.provider, a.message, a.retry_after_ms, a.outcome,
+               k.agent_id, k.issue_id, k.run_id,
                k.status = 'finished' AND k.outcome NOT IN ('lost', 'unknown', 'timed_out')
                OR NOT leasehold_internal.may_have_resource(l.status) AND a.outcome = 'failed' AS needless,
                -- a command that is told to end, and does not, is abandoned with the next
                (a.outcome IN ('ok', 'gone') AND (k.status = 'finished' OR leasehold_internal.may_have_commands(l.status)))
-               OR a.outcome = 'failed' OR c.attempts >= tries AS over, k.lease_id
+               OR a.outcome = 'failed'
+               OR a.outcome <> 'throttled' AND c.attempts - c.throttled >= tries
+                  AND (k.status = 'finished' OR leasehold_internal.may_have_commands(l.status)) AS over, k.lease_id
           FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids), pg_catalog.unnest(outcomes),
                           pg_catalog.unnest(messages), pg_catalog.unnest(retry_after_ms))
                AS a (company_id, id, outcome, message, retry_after_ms)
@@ -2481,14 +2522,15 @@ BEGIN
     ), later AS (
         UPDATE leasehold_internal.calls AS c
            SET state = 'queued', worker_epoch = NULL, crashes = 0, last_error = pg_catalog.left(a.message, 500),
+               throttled = c.throttled + CASE WHEN a.outcome = 'throttled' THEN 1 ELSE 0 END,
                due_at = pg_catalog.clock_timestamp()
                         + leasehold_internal.retry_pause(a.attempts, base_ms, most_ms, a.retry_after_ms)
           FROM answer AS a
          WHERE NOT a.over AND NOT a.needless
            AND c.company_id = a.company_id AND c.subject_id = a.subject_id AND c.slot = 'cancel'
     )
-    INSERT INTO leasehold.audit_events (company_id, action, entity_type, entity_id, details)
-    SELECT a.company_id, 'environment.command_cancel_failed', 'command', a.subject_id::text,
+    INSERT INTO leasehold.audit_events (company_id, action, entity_type, entity_id, agent_id, issue_id, run_id, details)
+    SELECT a.company_id, 'environment.command_cancel_failed', 'command', a.subject_id::text, a.agent_id, a.issue_id, a.run_id,
            pg_catalog.jsonb_build_object('leaseId', a.lease_id, 'provider', a.provider, 'failureReason', a.message)
       FROM answer AS a WHERE a.over AND NOT a.needless AND a.outcome NOT IN ('ok', 'gone');
 END
@@ -2527,12 +2569,7 @@ BEGIN
                failure_reason = CASE WHEN t.was_called THEN 'the worker ended before the answer came'
                                      ELSE 'the database was restored meanwhile' END
           FROM target AS t
-         CROSS JOIN LATERAL (SELECT pg_catalog.count(*),
-                                    COALESCE(pg_catalog.sum(pg_catalog.octet_length(o.data)) FILTER (WHERE o.stream = 'stdout'), 0),
-                                    COALESCE(pg_catalog.sum(pg_catalog.octet_length(o.data)) FILTER (WHERE o.stream = 'stderr'), 0),
-                                    COALESCE(pg_catalog.bool_or(o.stream = 'notice'), false)
-                               FROM leasehold.command_output AS o
-                              WHERE o.company_id = t.company_id AND o.command_id = t.id) AS w (pieces, stdout, stderr, truncated)
+         CROSS JOIN LATERAL leasehold_internal.stored_output(t.company_id, t.id) AS w
          WHERE k.company_id = t.company_id AND k.id = t.id
         RETURNING k.*
     ), call AS (

@@ -264,12 +264,14 @@ subtest 'answers that are none' => sub {
 		# there is an answer: so it was begun
 		(map { $_ => [ 'lost||', 'malformed_answer', 1 ] }
 			'malformed', 'malformed:array', 'malformed:null', 'wrong_id', 'no_id', 'both', 'deep', 'dup_keys', 'bad_utf8',
-			'huge:1', 'act_garbage', 'act_html'),
+			'act_garbage', 'act_html'),
 		# only late, or odd
 		'delay:300' => [ 'exited|3|', '', 1 ],
 		'slow_act:300' => [ 'exited|3|', '', 1 ],
 		'chunked' => [ 'exited|3|', '', 1 ],
 		'nul' => [ 'exited|3|', '', 1 ],
+		# larger than other answers may be
+		'huge:1' => [ 'exited|3|', '', 1 ],
 		# not begun, so far
 		(map { $_ => [ 'exited|3|', '', 1 ] } 'status:429', 'status:429:0', 'status:503:0', 'status:401', 'status:403'),
 	);
@@ -289,6 +291,32 @@ subtest 'answers that are none' => sub {
 		is(requests($command, 'cancel') > 0 ? 1 : 0, $state =~ /unknown|lost/ ? 1 : 0, "$fault: the plugin is told if it may run on");
 	}
 	is($provider->counters->{executions_per_key_max}, 1, 'none has run twice');
+	# as much larger as output may be kept
+	$node->boss(q(SELECT leasehold.set_limit('output_bytes', 300000, company => 'acme')));
+	my $command = start(q(argv => ARRAY['true']), fault => 'huge:1');
+	ends($command, 'lost||', 'an answer that is too large');
+	is(state($command, 'failure_code'), 'malformed_answer', 'is none');
+	$node->boss(q(SELECT leasehold.set_limit('output_bytes', NULL, company => 'acme')));
+};
+
+# What a plugin cannot be told, it is told again when somebody wants it again.
+subtest 'a command that cannot be cancelled at first' => sub {
+	my %settings = ('leasehold.cleanup_attempts' => 2, 'leasehold.retry_base' => '20ms');
+	$node->owner("ALTER SYSTEM SET $_ = '$settings{$_}'") for sort keys %settings;
+	$node->owner('SELECT pg_reload_conf()');
+	my $command = script('echo begun; sleep 600', format => 'lines');
+	eventually { output($command) eq "begun\n" } 'a command';
+	$provider->faults(cancel => 'rpc_error:-32000');
+	cancel($command);
+	$node->happens("SELECT count(*) = 1 FROM leasehold.audit_events WHERE entity_id = '$command' AND action = 'environment.command_cancel_failed'",
+		'the plugin could not be told');
+	is(state($command, 'status'), 'running', 'it runs still');
+	$provider->faults(cancel => [ 'status:429:0', 'status:429:0', 'status:429:0' ]);
+	cancel($command);
+	ends($command, 'cancelled||SIGTERM', 'told again, however busy the plugin is, it ends');
+	$provider->faults(cancel => undef);
+	$node->owner("ALTER SYSTEM RESET $_") for sort keys %settings;
+	$node->owner('SELECT pg_reload_conf()');
 };
 
 subtest 'streams that end too early' => sub {

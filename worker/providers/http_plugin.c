@@ -119,6 +119,8 @@ send_request(PluginCall *state, const Plugin *plugin, const char *token)
 	if (call->method == METHOD_EXECUTE)
 	{
 		plugin_command_prepare(state);
+		/* all that is kept of its output can be in one answer */
+		request.more_body = call->command->limit;
 		request.message = plugin_said;
 	}
 	request.arg = call;
@@ -219,12 +221,18 @@ plugin_said(void *arg, char *message, size_t length, const char *token)
 	RpcAnswer	answer;
 
 	rpc_parse_message(message, length, state->request_id, token, &answer);
-	if (answer.kind == RPC_NOTIFICATION)
-	{
-		if (!plugin_command_notified(state, &answer))
-			next = HTTP_PAUSE;
-	}
-	else if (answer.kind != RPC_NOISE)
+
+	/*
+	 * an error that names no request is about one that could not be read;
+	 * this one was
+	 */
+	if (answer.kind == RPC_ERROR && call->command->begun && json_is_null(json_object_get(answer.root, "id")))
+		answer.kind = RPC_NOISE;
+	if (answer.kind == RPC_NOTIFICATION && !plugin_command_notified(state, &answer))
+		next = HTTP_PAUSE;
+	else if (answer.kind == RPC_NOTIFICATION || answer.kind == RPC_NOISE)
+		next = plugin_command_brakes(state, length) ? HTTP_PAUSE : HTTP_GO_ON;
+	else
 	{
 		judge_answer(call, &answer);
 		next = HTTP_ENOUGH;

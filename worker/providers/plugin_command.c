@@ -18,8 +18,12 @@
 #include "plugins.h"
 #include "worker.h"
 
-/* after a cancel was confirmed */
-#define END_PAUSE_MS		10000
+#define END_PAUSE_MS		10000	/* after a cancel was confirmed */
+
+/* What is read for nothing is read slowly: so much, then a pause. */
+#define DROPPED_MESSAGES	100
+#define DROPPED_BYTES		(256 * 1024)
+#define DROPPED_PAUSE_MS	10
 
 struct PluginCommand
 {
@@ -27,7 +31,11 @@ struct PluginCommand
 	int64		came[2];		/* bytes of output that came before the answer, by RpcStream */
 	pg_crc32c	sums[2];		/* of them */
 	bool		cancelled;		/* the plugin says that it ends it */
+	bool		brought;		/* the last message had output that is kept */
 	EventTimer	give_up;		/* then */
+	int			dropped;		/* messages of which nothing is kept, since the last pause */
+	size_t		dropped_bytes;
+	EventTimer	go_on;			/* after it */
 };
 
 static const CommandStream streams[] = {
@@ -42,6 +50,7 @@ static void add_rest(PluginCall *state, RpcStream stream, const char *data, size
 static Call *running(const Call *cancel);
 static void lose_sight(Call *call);
 static void on_give_up(void *arg);
+static void on_go_on(void *arg);
 
 void
 plugin_command_prepare(PluginCall *state)
@@ -55,7 +64,8 @@ plugin_command_prepare(PluginCall *state)
 	for (int i = RPC_STDOUT; i <= RPC_STDERR; i++)
 		INIT_CRC32C(command->sums[i]);
 	command->give_up.fire = on_give_up;
-	command->give_up.arg = call;
+	command->go_on.fire = on_go_on;
+	command->give_up.arg = command->go_on.arg = call;
 	state->command = command;
 	call->command->drained = drained;
 }
@@ -103,12 +113,39 @@ plugin_command_notified(PluginCall *state, const RpcAnswer *notification)
 	return more;
 }
 
+/* Messages that are none, and output that is over the limit, cost time and bring nothing. */
+bool
+plugin_command_brakes(PluginCall *state, size_t length)
+{
+	PluginCommand *command = state->command;
+	bool		kept = command->brought;
+
+	command->brought = false;
+	if (kept)
+		return false;
+	command->dropped++;
+	command->dropped_bytes += length;
+	if (command->dropped < DROPPED_MESSAGES && command->dropped_bytes < DROPPED_BYTES)
+		return false;
+	command->dropped = 0;
+	command->dropped_bytes = 0;
+	event_loop_set_timer(&command->go_on, DROPPED_PAUSE_MS);
+	return true;
+}
+
+static void
+on_go_on(void *arg)
+{
+	drained(arg);
+}
+
 static bool
 add_output(PluginCall *state, RpcStream stream, const char *data, size_t length)
 {
 	state->command->came[stream] += length;
 	COMP_CRC32C(state->command->sums[stream], data, length);
 	state->call->command->begun = true;
+	state->command->brought = !state->call->command->truncated;
 	return command_output_add(state->call, streams[stream], data, length);
 }
 
@@ -239,4 +276,5 @@ void
 plugin_command_forget(PluginCall *state)
 {
 	event_loop_cancel_timer(&state->command->give_up);
+	event_loop_cancel_timer(&state->command->go_on);
 }

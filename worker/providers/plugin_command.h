@@ -14,6 +14,9 @@ extern void plugin_command_prepare(PluginCall *state);
 /* A notification came; false if no more should come for now. */
 extern bool plugin_command_notified(PluginCall *state, const RpcAnswer *notification);
 
+/* After each message that was not the answer: whether the next is to wait for http_resume(), which comes soon. */
+extern bool plugin_command_brakes(PluginCall *state, size_t length);
+
 /* The result came: sets how the command ended, and the outcome. */
 extern void plugin_command_ended(PluginCall *state, const json_t *result);
 
