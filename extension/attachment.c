@@ -366,16 +366,15 @@ int
 attachment_read_left(Oid database, int part, int *from, LeftAttachment *list, int most)
 {
 	int			count = 0;
-	int			most_slots = shared_state->max_attachments;
 
-	for (int looked = 0; looked < most_slots && count < most; looked++)
+	for (int looked = 0; looked < shared_state->max_attachments && count < most; looked++)
 	{
-		SharedAttachment *slot = &shared_attachments[*from % most_slots];
+		SharedAttachment *slot = &shared_attachments[*from];
 
 		SpinLockAcquire(&slot->mutex);
 		if (slot->state == ATTACHMENT_LEFT && slot->database == database && slot->part == part)
 		{
-			list[count].slot = *from % most_slots;
+			list[count].slot = *from;
 			list[count].company = slot->company;
 			list[count].lease = slot->lease;
 			list[count].generation = slot->generation;
@@ -383,7 +382,7 @@ attachment_read_left(Oid database, int part, int *from, LeftAttachment *list, in
 			count++;
 		}
 		SpinLockRelease(&slot->mutex);
-		*from = (*from + 1) % most_slots;
+		*from = (*from + 1) % shared_state->max_attachments;
 	}
 	return count;
 }

@@ -213,17 +213,16 @@ show_output(CommandFollower *follower, WaitArgs *args, TimestampTz give_up)
 	bool		shown = show_pieces(follower, give_up);
 	uint64		count = 1;
 
+	args->nulls[1] = ' ';
 	while (shown && count > 0)
 	{
 		args->values[1] = Int64GetDatum(follower->after);
-		args->nulls[1] = ' ';
 		count = wait_read_output(args, keep_piece, follower);
 		shown = show_pieces(follower, give_up);
 		if (GetCurrentTimestamp() >= give_up)
 			break;
 	}
 	args->values[1] = Int64GetDatum(follower->after);
-	args->nulls[1] = ' ';
 	return shown && count == 0;
 }
 

@@ -18,7 +18,6 @@
 #include <unistd.h>
 
 #include "child_process.h"
-#include "process_identity.h"
 
 #define COPIES_FROM		64		/* where copies of descriptors are put before they get their places */
 
@@ -107,12 +106,6 @@ child_process_kill(int pidfd)
 {
 	(void) syscall(SYS_pidfd_send_signal, pidfd, SIGKILL, NULL, 0);
 	child_process_reap(pidfd);
-}
-
-int
-child_process_find(pid_t pid, unsigned long long began)
-{
-	return process_open(pid, began);
 }
 
 int

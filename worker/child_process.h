@@ -24,13 +24,6 @@ extern void child_process_reap(int pidfd);
 /* Kills it, and waits until it has ended. */
 extern void child_process_kill(int pidfd);
 
-/*
- * A process of whatever parent by its id and the time at which it began (in
- * clock ticks since the machine began: proc(5)): a pidfd.  -1 with errno ESRCH if
- * it has ended; with another errno if that cannot be said.
- */
-extern int	child_process_find(pid_t pid, unsigned long long began);
-
 /* A file in memory with that content, sealed, to be handed to a child; -1 if there is none to be had. */
 extern int	child_process_memory_file(const char *name, const char *data, size_t length);
 

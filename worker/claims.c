@@ -34,7 +34,7 @@ static const Oid claim_types[] = {INT8OID, UUIDARRAYOID, UUIDARRAYOID, TEXTARRAY
 static bool claim_one(Claims *single, int *troubles);
 static void claim_work(void *arg);
 static void claim_taken(Claims *claims);
-static void claim_keys(Claims *claims, const QueueKey *keys, int count, SPIPlanPtr plan);
+static void claim_keys(Claims *claims, const QueueKey *keys, int count, int64 most_input, SPIPlanPtr plan);
 static int64 input_that_is_out(void);
 static Call *make_call(HeapTuple row, TupleDesc desc, Claims *claims);
 static void read_call(Call *call, HeapTuple row, TupleDesc desc);
@@ -143,18 +143,18 @@ claim_taken(Claims *claims)
 			calls[call_count++] = *key;
 	}
 	if (call_count > 0)
-		claim_keys(claims, calls, call_count,
+		claim_keys(claims, calls, call_count, 0,
 				   statement_prepared(&calls_plan, "SELECT *, NULL::bigint FROM leasehold_internal.claim_calls($1, $2, $3, $4, $5)",
 									  5, claim_types));
 	if (command_count > 0)
-		claim_keys(claims, commands, command_count,
+		claim_keys(claims, commands, command_count, MOST_INPUT - input_that_is_out(),
 				   statement_prepared(&commands_plan, "SELECT * FROM leasehold_internal.claim_commands($1, $2, $3, $4, $5, $6, $7)",
 									  7, claim_types));
 	plugins_refresh();
 }
 
 static void
-claim_keys(Claims *claims, const QueueKey *keys, int count, SPIPlanPtr plan)
+claim_keys(Claims *claims, const QueueKey *keys, int count, int64 most_input, SPIPlanPtr plan)
 {
 	Datum		args[7];
 
@@ -164,7 +164,7 @@ claim_keys(Claims *claims, const QueueKey *keys, int count, SPIPlanPtr plan)
 	args[3] = statement_slots(keys, count);
 	args[4] = Int32GetDatum(setting_rpc_timeout);
 	args[5] = Int64GetDatum(setting_max_output * INT64CONST(1024));
-	args[6] = Int64GetDatum(MOST_INPUT - input_that_is_out());
+	args[6] = Int64GetDatum(most_input);
 	if (SPI_execute_plan(plan, args, NULL, false, 0) != SPI_OK_SELECT)
 		elog(ERROR, "could not claim calls");
 	for (uint64 i = 0; i < SPI_processed; i++)

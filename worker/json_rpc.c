@@ -18,6 +18,7 @@ static void replace_half_pairs(char *body, size_t length);
 static int	escaped_unit(const char *body, size_t length);
 static bool too_deep(const char *body, size_t length);
 static void malformed(RpcAnswer *answer, const char *text);
+static bool dump_metadata(const json_t *object, char **dumped, char *text);
 static void copy_text(char *to, const char *from);
 static void copy_masked(char *to, const char *from, const char *secret);
 
@@ -206,17 +207,8 @@ rpc_read_lease(const json_t *result, RpcLease *lease, char *text)
 	{
 		if (json_is_string(id))
 			lease->provider_lease_id = json_string_value(id);
-		if (json_is_object(metadata))
-		{
-			lease->metadata = json_dumps(metadata, JSON_COMPACT);
-			if (lease->metadata == NULL || strlen(lease->metadata) > RPC_MAX_METADATA)
-			{
-				free(lease->metadata);
-				lease->metadata = NULL;
-				copy_text(text, "metadata is too large");
-				return false;
-			}
-		}
+		if (json_is_object(metadata) && !dump_metadata(metadata, &lease->metadata, text))
+			return false;
 		lease->has_expiry = json_is_string(expires) &&
 			rfc3339_parse(json_string_value(expires), &lease->expires_at);
 		return true;
@@ -230,6 +222,7 @@ rpc_read_workspace(const json_t *result, char **workspace, char *text)
 	const json_t *cwd = json_object_get(result, "cwd");
 	const json_t *metadata = json_object_get(result, "metadata");
 	json_t	   *kept;
+	bool		good;
 
 	*workspace = NULL;
 	if (!json_is_string(cwd) || json_string_value(cwd)[0] != '/' || json_string_length(cwd) > RPC_MAX_PATH)
@@ -239,14 +232,23 @@ rpc_read_workspace(const json_t *result, char **workspace, char *text)
 	else
 	{
 		kept = json_pack("{s:O, s:O*}", "cwd", cwd, "metadata", json_is_object(metadata) ? metadata : NULL);
-		*workspace = json_dumps(kept, JSON_COMPACT);
+		good = dump_metadata(kept, workspace, text);
 		json_decref(kept);
-		if (*workspace != NULL && strlen(*workspace) <= RPC_MAX_METADATA)
-			return true;
-		free(*workspace);
-		*workspace = NULL;
-		copy_text(text, "metadata is too large");
+		return good;
 	}
+	return false;
+}
+
+/* As text, malloc'd; false, with a text, if that is too much. */
+static bool
+dump_metadata(const json_t *object, char **dumped, char *text)
+{
+	*dumped = json_dumps(object, JSON_COMPACT);
+	if (*dumped != NULL && strlen(*dumped) <= RPC_MAX_METADATA)
+		return true;
+	free(*dumped);
+	*dumped = NULL;
+	copy_text(text, "metadata is too large");
 	return false;
 }
 

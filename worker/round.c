@@ -61,7 +61,7 @@ round_run(InstallationState state, bool look_everywhere)
 	{
 		/* what is here waits for a version that can take it */
 		trouble_until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), TROUBLE_PAUSE_MAX_MS);
-		return trouble_until;
+		return DT_NOEND;
 	}
 	begin(&round, state, look_everywhere);
 	if (!transaction_run("applying answers and claiming calls", whole_round_work, &round))

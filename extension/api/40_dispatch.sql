@@ -194,16 +194,13 @@ BEGIN
                   WHEN m.method IN ('environmentResumeLease', 'environmentReleaseLease', 'environmentDestroyLease')
                   THEN pg_catalog.jsonb_build_object(
                            'providerLeaseId', COALESCE(l.provider_lease_id, st.provider_lease_id),
-                           'leaseMetadata', leasehold_internal.lease_document(p.kind, p.plugin_key, c.provider,
-                               l.agent_id, ws.mode, COALESCE(k.config, '{}'), md.metadata))
+                           'leaseMetadata', d.document)
                        || CASE WHEN m.method = 'environmentResumeLease' AND l.agent_id IS NOT NULL
                           THEN pg_catalog.jsonb_build_object('agentId', l.agent_id) ELSE '{}' END
                   WHEN m.method = 'environmentRealizeWorkspace'
                   THEN pg_catalog.jsonb_build_object(
                            'lease', pg_catalog.jsonb_build_object('providerLeaseId', l.provider_lease_id,
-                               'metadata', leasehold_internal.lease_document(p.kind, p.plugin_key, c.provider,
-                                   l.agent_id, ws.mode, COALESCE(k.config, '{}'), md.metadata),
-                               'expiresAt', l.provider_expires_at),
+                               'metadata', d.document, 'expiresAt', l.provider_expires_at),
                            'workspace', pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object(
                                'remotePath', NULLIF(pg_catalog.btrim(md.metadata ->> 'remoteCwd'), ''), 'mode', ws.mode,
                                'metadata', pg_catalog.jsonb_build_object('workspaceRealizationRequest',
@@ -229,6 +226,8 @@ BEGIN
       LEFT JOIN leasehold.lease_metadata AS md ON md.company_id = l.company_id AND md.lease_id = l.id
       LEFT JOIN leasehold.providers AS p ON p.key = c.provider
       LEFT JOIN leasehold.plugins AS g ON g.key = p.plugin_key
+     CROSS JOIN LATERAL (SELECT leasehold_internal.lease_document(p.kind, p.plugin_key, c.provider, l.agent_id, ws.mode,
+                                    COALESCE(k.config, '{}'), md.metadata)) AS d (document)
      CROSS JOIN LATERAL (
         SELECT CASE
             WHEN c.operation = 'initialize' THEN 'initialize'

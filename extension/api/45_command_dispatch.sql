@@ -274,8 +274,8 @@ BEGIN
                stderr_bytes = CASE s.code WHEN 'answer_lost' THEN w.stderr ELSE s.stderr_bytes END,
                output_truncated = CASE s.code WHEN 'answer_lost' THEN w.truncated ELSE s.truncated END
           FROM step AS s
-         CROSS JOIN LATERAL leasehold_internal.stored_output(
-                        CASE WHEN s.code = 'answer_lost' THEN s.company_id END, s.id) AS w
+          LEFT JOIN LATERAL (SELECT o.* FROM leasehold_internal.stored_output(s.company_id, s.id) AS o
+                              WHERE s.code = 'answer_lost') AS w ON true
          WHERE k.company_id = s.company_id AND k.id = s.id
         RETURNING k.*
     ), unseen AS (

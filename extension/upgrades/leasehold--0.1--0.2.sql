@@ -1402,16 +1402,13 @@ BEGIN
                   WHEN m.method IN ('environmentResumeLease', 'environmentReleaseLease', 'environmentDestroyLease')
                   THEN pg_catalog.jsonb_build_object(
                            'providerLeaseId', COALESCE(l.provider_lease_id, st.provider_lease_id),
-                           'leaseMetadata', leasehold_internal.lease_document(p.kind, p.plugin_key, c.provider,
-                               l.agent_id, ws.mode, COALESCE(k.config, '{}'), md.metadata))
+                           'leaseMetadata', d.document)
                        || CASE WHEN m.method = 'environmentResumeLease' AND l.agent_id IS NOT NULL
                           THEN pg_catalog.jsonb_build_object('agentId', l.agent_id) ELSE '{}' END
                   WHEN m.method = 'environmentRealizeWorkspace'
                   THEN pg_catalog.jsonb_build_object(
                            'lease', pg_catalog.jsonb_build_object('providerLeaseId', l.provider_lease_id,
-                               'metadata', leasehold_internal.lease_document(p.kind, p.plugin_key, c.provider,
-                                   l.agent_id, ws.mode, COALESCE(k.config, '{}'), md.metadata),
-                               'expiresAt', l.provider_expires_at),
+                               'metadata', d.document, 'expiresAt', l.provider_expires_at),
                            'workspace', pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object(
                                'remotePath', NULLIF(pg_catalog.btrim(md.metadata ->> 'remoteCwd'), ''), 'mode', ws.mode,
                                'metadata', pg_catalog.jsonb_build_object('workspaceRealizationRequest',
@@ -1437,6 +1434,8 @@ BEGIN
       LEFT JOIN leasehold.lease_metadata AS md ON md.company_id = l.company_id AND md.lease_id = l.id
       LEFT JOIN leasehold.providers AS p ON p.key = c.provider
       LEFT JOIN leasehold.plugins AS g ON g.key = p.plugin_key
+     CROSS JOIN LATERAL (SELECT leasehold_internal.lease_document(p.kind, p.plugin_key, c.provider, l.agent_id, ws.mode,
+                                    COALESCE(k.config, '{}'), md.metadata)) AS d (document)
      CROSS JOIN LATERAL (
         SELECT CASE
             WHEN c.operation = 'initialize' THEN 'initialize'
@@ -2395,8 +2394,8 @@ BEGIN
                stderr_bytes = CASE s.code WHEN 'answer_lost' THEN w.stderr ELSE s.stderr_bytes END,
                output_truncated = CASE s.code WHEN 'answer_lost' THEN w.truncated ELSE s.truncated END
           FROM step AS s
-         CROSS JOIN LATERAL leasehold_internal.stored_output(
-                        CASE WHEN s.code = 'answer_lost' THEN s.company_id END, s.id) AS w
+          LEFT JOIN LATERAL (SELECT o.* FROM leasehold_internal.stored_output(s.company_id, s.id) AS o
+                              WHERE s.code = 'answer_lost') AS w ON true
          WHERE k.company_id = s.company_id AND k.id = s.id
         RETURNING k.*
     ), unseen AS (

@@ -206,7 +206,7 @@ subtest 'many that are left' => sub {
 	my $locker = $node->background_psql('postgres');
 	$locker->query_safe("BEGIN");
 	$locker->query_safe("SELECT FROM leasehold.leases WHERE id = '$lease' FOR UPDATE");
-	my ($code, undef, $said) = $node->psql('postgres', "DO \$\$ BEGIN PERFORM leasehold.attach_call(lease_id => '$lease'); END \$\$;\n" x 130,
+	my (undef, undef, $said) = $node->psql('postgres', "DO \$\$ BEGIN PERFORM leasehold.attach_call(lease_id => '$lease'); END \$\$;\n" x 130,
 		extra_params => [ '-U', 'alice' ]);
 	like($said, qr/ERROR:  what 125 earlier CALLs of this company left behind has not been ended yet/, 'no more than a quarter of all places');
 	$node->boss(q(SELECT leasehold.create_company('other'); SELECT leasehold.grant_company('other', 'alice', 'manager');));

@@ -88,8 +88,15 @@ subtest 'what the host must have' => sub {
 	eventually { $node->doctor !~ /sandboxes_unavailable/ } 'then all is well';
 	$node->refuses('alice', q(SELECT leasehold.create_environment('bad', 'bubblewrap', '{"fileMb": 50.0}')), '22023', qr/config_invalid/,
 		'nor a whole number that is written as another');
+	# all at once; one that fails ends its session
+	my $gate = $node->background_psql('postgres');
+	$gate->query_safe('SELECT pg_advisory_lock(1)');
 	my @sessions = map { $node->background_psql('postgres', extra_params => [ '-U', 'alice' ]) } 1 .. 5;
-	$_->query_until(qr/^$/m, "SELECT pg_sleep(0.2);\nSELECT leasehold.ensure_local_environment();\n") for @sessions;
+	$_->query_until(qr/^$/m, "SELECT pg_advisory_lock_shared(1);\nSELECT leasehold.ensure_local_environment();\n") for @sessions;
+	$node->poll(q(SELECT count(*) = 5 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted));
+	$gate->quit;
+	my %ids = map { $_->query_safe('SELECT leasehold.ensure_local_environment()') =~ /(\S+)\s*$/ => 1 } @sessions;
+	is(scalar keys %ids, 1, 'who asks for it at the same time gets the same');
 	$_->quit for @sessions;
 	my $one = q(SELECT string_agg(id || ' ' || name || ' ' || status || ' ' || provider, ',') FROM leasehold.environments WHERE key = 'local');
 	like($node->alice($one), qr/^\S+ Local active bubblewrap$/, 'cases 1, 3: an environment that is made once');

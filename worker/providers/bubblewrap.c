@@ -29,6 +29,7 @@
 #include "bubblewrap.h"
 #include "child_process.h"
 #include "event_loop.h"
+#include "process_identity.h"
 #include "provider.h"
 #include "sandbox_host.h"
 #include "sandbox_space.h"
@@ -78,7 +79,6 @@ static void finish(SandboxCall *state, CallOutcome outcome, const char *code, co
 static void stop_watching(SandboxCall *state);
 static void clean_up(void *arg);
 static char *list_entries(const char *installation, const char *company);
-static int64 number(const json_t *params, const char *name, int64 otherwise);
 
 static int64 all_coming_mb = 0; /* what sandboxes are to get that are not there to be seen yet */
 
@@ -102,7 +102,7 @@ bubblewrap_acquire(Call *call)
 {
 	json_t	   *params = json_loads(call->params, 0, NULL);
 	SandboxCall *state = begin(call, params);
-	int64		workspace_mb = number(params, "workspaceMb", DEFAULT_WORKSPACE_MB);
+	int64		workspace_mb = bubblewrap_number(params, "workspaceMb", DEFAULT_WORKSPACE_MB);
 	SandboxHolder holder;
 	SandboxState found = sandbox_holder_find(state->path, &holder);
 	StringInfoData problem;
@@ -278,7 +278,7 @@ take_or_give_back(SandboxCall *state)
 		got(state);
 		return;
 	}
-	pidfd = sandbox_holder_find(state->path, &holder) == SANDBOX_THERE ? child_process_find(holder.pid, holder.began) : -1;
+	pidfd = sandbox_holder_find(state->path, &holder) == SANDBOX_THERE ? process_open(holder.pid, holder.began) : -1;
 	if (pidfd >= 0)
 	{
 		(void) syscall(SYS_pidfd_send_signal, pidfd, SIGKILL, NULL, 0);
@@ -369,7 +369,7 @@ remove_sandbox(SandboxCall *state)
 		return;
 	}
 	if (found == SANDBOX_THERE)
-		state->pidfd = child_process_find(holder.pid, holder.began);
+		state->pidfd = process_open(holder.pid, holder.began);
 	if (state->pidfd < 0)
 	{
 		/* if it has ended meanwhile, the next attempt sees it */
@@ -511,9 +511,8 @@ list_entries(const char *installation, const char *company)
 	return list.data;
 }
 
-/* A positive number of the configuration. */
-static int64
-number(const json_t *params, const char *name, int64 otherwise)
+int64
+bubblewrap_number(const json_t *params, const char *name, int64 otherwise)
 {
 	const json_t *value = json_object_get(json_object_get(params, "config"), name);
 

@@ -5,6 +5,8 @@
 #ifndef LEASEHOLD_BUBBLEWRAP_H
 #define LEASEHOLD_BUBBLEWRAP_H
 
+#include <jansson.h>
+
 #include "call.h"
 #include "sandbox_holder.h"
 
@@ -18,6 +20,9 @@ extern bool bubblewrap_directory(const char *installation, const char *id, char 
 
 /* The outcome of a call, with its code and text, that found it not there. */
 extern CallOutcome bubblewrap_missing(SandboxState found, const char **code, const char **message);
+
+/* A positive number of the environment's configuration, or otherwise. */
+extern int64 bubblewrap_number(const json_t *params, const char *name, int64 otherwise);
 
 /* The provider's functions for commands: see provider.h. */
 extern void bubblewrap_execute(Call *call);

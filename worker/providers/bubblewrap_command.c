@@ -335,8 +335,7 @@ request(const json_t *params)
 static void
 add_limit(StringInfo list, const json_t *params, const char *name, int64 otherwise, int64 most, int64 unit)
 {
-	const json_t *value = json_object_get(json_object_get(params, "config"), name);
-	int64		limit = json_is_number(value) && json_number_value(value) >= 1 ? (int64) json_number_value(value) : otherwise;
+	int64		limit = bubblewrap_number(params, name, otherwise);
 
 	if (limit > 0)
 		appendStringInfo(list, INT64_FORMAT, Min(limit, most) * unit);
