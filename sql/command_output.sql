@@ -110,6 +110,18 @@ SELECT test.is('whole', pg_temp.text_of('cut at a character'), repeat('€', 333
 SELECT pg_temp.start('a flood', 'flood 100000000; exit 3');
 SELECT test.is('it ends', pg_temp.ended('a flood'), 'exited truncated');
 SELECT test.is('a flood', pg_temp.kept('a flood'), '(exited,"1000 0",100000000,0,t,"output truncated: the limit of 1000 bytes is reached")');
+-- output in tiny pieces, which are rows, counts for more than its bytes
+SET ROLE regress_admin;
+SELECT leasehold.set_limit('output_bytes', 100000, company => 'acme');
+SET ROLE regress_user;
+SELECT pg_temp.start('in tiny pieces', repeat('bytes 61; err b; ', 5000) || 'exit 3'), pg_temp.start('in some', repeat('bytes 61; err b; ', 400));
+SELECT test.is('it ends', pg_temp.ended('in tiny pieces'), 'exited truncated');
+SELECT test.is('so many are kept at most', count(*) BETWEEN 1000 AND 1000 + 100000 / 64 + 2, true) FROM leasehold.command_output AS o WHERE o.command_id = test.id('in tiny pieces');
+SELECT test.is('all is counted', (k.stdout_bytes, k.stderr_bytes, k.exit_code)::text, '(5000,10000,3)') FROM leasehold.commands AS k WHERE k.id = test.id('in tiny pieces');
+SELECT test.is('some are free', (pg_temp.ended('in some'), pg_temp.kept('in some'))::text, '(exited,"(exited,""400 800"",400,800,f,)")');
+SET ROLE regress_admin;
+SELECT leasehold.set_limit('output_bytes', 1000, company => 'acme');
+SET ROLE regress_user;
 -- of several limits the lowest holds
 SET ROLE regress_admin;
 SELECT leasehold.set_limit('output_bytes', 0, company => 'acme', environment => 'plain'), leasehold.set_limit('output_bytes', 5, company => 'beta');

@@ -172,6 +172,28 @@ BEGIN;
 UPDATE leasehold.lease_metadata SET metadata = metadata || '{"remoteCwd": " ", "shellCommand": "fish -c rm"}' WHERE lease_id = test.id('c lease');
 SELECT test.is('no place and no shell that we know', (s ->> 'command', s ->> 'cwd')::text, '(sh,/tmp/sub/dir)') FROM pg_temp.sent('sent script') AS s;
 ROLLBACK;
+-- no more is taken at a time than a worker has the memory for; the rest waits
+BEGIN;
+SELECT test.is('as much input as wanted, and one more', string_agg(c.subject_id::text, ' '), test.id('sent')::text)
+  FROM leasehold_internal.claim_commands(0, ARRAY[test.id('acme'), test.id('acme')], ARRAY[test.id('sent'), test.id('sent script')], ARRAY['command', 'command'], 30000, 5000, 1) AS c;
+SELECT test.is('the other when there is room again', string_agg(c.subject_id::text, ' '), test.id('sent script')::text)
+  FROM leasehold_internal.claim_commands(0, ARRAY[test.id('acme')], ARRAY[test.id('sent script')], ARRAY['command'], 30000, 5000, 1) AS c;
+SELECT test.is('nothing where there is none', count(*), 0)
+  FROM leasehold_internal.claim_commands(0, ARRAY[test.id('acme')], ARRAY[test.id('sent list')], ARRAY['command'], 30000, 5000, 0) AS c;
+ROLLBACK;
+-- what a command's end is called
+SELECT test.is(label, leasehold_internal.command_outcome(outcome, begun, exit_code, signal, timed_out, cancelled, cancel_requested, cancel_sent, may_go_on), want)
+  FROM (VALUES ('a crash before anybody was told to end it', 'ok', true, NULL::integer, 'SIGSEGV', false, false, true, false, true, 'signalled'),
+               ('a signal after that', 'ok', true, NULL, 'SIGTERM', false, false, true, true, true, 'cancelled'),
+               ('an exit that was faster', 'ok', true, 0, NULL, false, false, true, true, true, 'exited'),
+               ('what the provider has cancelled', 'ok', true, NULL, 'SIGKILL', false, true, true, true, true, 'cancelled'),
+               ('nothing at all', 'ok', true, NULL, NULL, false, false, false, false, true, 'lost'),
+               ('cancelled before it was sent', 'retry', false, NULL, NULL, false, false, true, false, true, 'cancelled'),
+               ('not begun, and to be tried again', 'retry', false, NULL, NULL, false, false, false, false, true, NULL),
+               ('not begun, and out of tries', 'retry', false, NULL, NULL, false, false, false, false, false, 'failed'),
+               ('begun, and then cut off', 'unknown', true, NULL, NULL, false, false, false, false, true, 'lost'),
+               ('cut off', 'unknown', false, NULL, NULL, false, false, false, false, true, 'unknown'))
+       AS v (label, outcome, begun, exit_code, signal, timed_out, cancelled, cancel_requested, cancel_sent, may_go_on, want);
 -- 81: a host's driver is not told the run, nor to stream
 BEGIN;
 UPDATE leasehold.providers SET kind = 'environment_driver' WHERE key = 'fake';

@@ -38,7 +38,6 @@
 #include "fake_command.h"
 #include "worker.h"
 
-#define MAX_STEPS		100
 #define FLOOD_LINE		80
 
 typedef struct FakeCommand
@@ -104,18 +103,25 @@ split_into_steps(FakeCommand *state)
 	const char *program = json_string_value(json_object_get(state->params, "command"));
 	const json_t *args = json_object_get(state->params, "args");
 
-	state->steps = palloc0(MAX_STEPS * sizeof(char *));
 	if ((strcmp(program, "sh") == 0 || strcmp(program, "bash") == 0) && json_array_size(args) == 2)
 	{
 		char	   *script = pstrdup(json_string_value(json_array_get(args, 1)));
+		size_t		most = 1;
 		char	   *save;
 
-		for (char *step = strtok_r(script, ";\n", &save); step != NULL && state->step_count < MAX_STEPS;
+		for (const char *at = script; (at = strpbrk(at, ";\n")) != NULL; at++)
+			most++;
+		state->steps = palloc0(most * sizeof(char *));
+
+		for (char *step = strtok_r(script, ";\n", &save); step != NULL;
 			 step = strtok_r(NULL, ";\n", &save))
 			state->steps[state->step_count++] = step + strspn(step, " ");
 	}
 	else
+	{
+		state->steps = palloc(sizeof(char *));
 		state->steps[state->step_count++] = join_words(state);
+	}
 	MemoryContextSwitchTo(old);
 }
 
