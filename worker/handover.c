@@ -61,6 +61,8 @@ take_work(void *arg)
 	if (SPI_execute("SELECT pg_catalog.nextval('leasehold_internal.worker_epoch')", false, 1) != SPI_OK_SELECT)
 		elog(ERROR, "could not get an epoch");
 	worker.epoch = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
+	if (SPI_execute("SELECT leasehold_internal.distrust_calls_after_failover()", false, 1) != SPI_OK_SELECT)
+		elog(ERROR, "could not look for a failover");
 	recover_calls(worker.epoch, true);
 }
 

@@ -19,6 +19,8 @@ CREATE TABLE leasehold_internal.installation (
     draining          boolean NOT NULL DEFAULT false,
     sweep_dry         boolean NOT NULL DEFAULT false,
     created_at        timestamptz NOT NULL DEFAULT pg_catalog.now(),
+    -- the timeline on which the dispatch table was written; NULL: the stamp's
+    dispatch_timeline integer,
     CHECK (epoch > 0)
 );
 COMMENT ON TABLE leasehold_internal.installation IS

@@ -136,7 +136,8 @@ BEGIN
     WITH claimed AS (
         UPDATE leasehold_internal.calls AS c
            SET state = 'started', worker_epoch = epoch, started_at = pg_catalog.clock_timestamp(),
-               attempts = c.attempts + 1, granted = true
+               -- a look-up that finds nothing must ask for its place like others
+               attempts = c.attempts + 1, granted = c.granted OR NOT c.look_up
           FROM (SELECT q.company_id, q.subject_id, q.slot, q.state, q.due_at, q.granted, q.payload, q.look_up, q.operation
                   FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids), pg_catalog.unnest(slots))
                        AS w (company_id, subject_id, slot)

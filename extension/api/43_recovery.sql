@@ -12,6 +12,43 @@ $$;
 COMMENT ON FUNCTION leasehold_internal.recover_calls(bigint, smallint[], integer, boolean) IS
     'Takes over calls that an earlier worker left without an answer';
 
+-- On an allowed host after a failover, or a recovery to a point in time: what the
+-- other server did last may not have come here.  Whatever is queued may be out, or
+-- done: acquires are looked up first, and commands are not sent again; once per
+-- timeline, by the worker that is first.  Waits for those who have a call locked.
+CREATE FUNCTION leasehold_internal.distrust_calls_after_failover() RETURNS void
+    LANGUAGE plpgsql VOLATILE AS $$
+#variable_conflict use_column
+DECLARE
+    v_was      integer;
+    v_commands bigint;
+BEGIN
+    SELECT COALESCE(i.dispatch_timeline, i.timeline) INTO v_was
+      FROM leasehold_internal.installation AS i, leasehold_internal.here() AS h
+     WHERE COALESCE(i.dispatch_timeline, i.timeline) <> h.timeline AND leasehold_internal.hold_reason() IS NULL
+       FOR UPDATE OF i;
+    IF NOT FOUND THEN
+        RETURN;
+    END IF;
+    UPDATE leasehold_internal.installation AS i SET dispatch_timeline = h.timeline FROM leasehold_internal.here() AS h;
+    -- one that is not there waits for its limit again
+    UPDATE leasehold_internal.calls AS c
+       SET look_up = true, held_by = NULL, state = CASE c.state WHEN 'waiting' THEN 'queued' ELSE c.state END,
+           due_at = CASE c.state WHEN 'waiting' THEN pg_catalog.clock_timestamp() ELSE c.due_at END
+     WHERE c.slot = 'op' AND c.operation = 'acquire' AND NOT c.look_up;
+    -- as if a worker had begun them that is no more: see lose_commands()
+    UPDATE leasehold_internal.calls AS c SET state = 'started', worker_epoch = 0, started_at = NULL
+     WHERE c.slot = 'command' AND c.state IN ('queued', 'waiting');
+    GET DIAGNOSTICS v_commands = ROW_COUNT;
+    PERFORM leasehold_internal.record(leasehold_internal.no_company(), 'installation.failed_over', 'installation',
+        (SELECT i.id::text FROM leasehold_internal.installation AS i LIMIT 1),
+        pg_catalog.jsonb_build_object('timeline', (SELECT h.timeline FROM leasehold_internal.here() AS h), 'was', v_was,
+            'commands', v_commands));
+END
+$$;
+COMMENT ON FUNCTION leasehold_internal.distrust_calls_after_failover() IS
+    'Has what was queued before a failover looked up, or given up, instead of done twice';
+
 CREATE FUNCTION leasehold_internal.take_over_calls(
         live_epochs bigint[], shards smallint[], crash_limit integer, crashed boolean, started_before timestamptz)
     RETURNS integer LANGUAGE plpgsql VOLATILE AS $$

@@ -425,7 +425,7 @@ DECLARE
     v_count integer;
 BEGIN
     WITH target AS (
-        SELECT k.company_id, k.id, c.subject_id IS NOT NULL AS was_called
+        SELECT k.company_id, k.id, c.subject_id IS NULL AS is_restored, c.worker_epoch = 0 AS is_distrusted
           FROM (SELECT x.company_id, x.id FROM leasehold.commands AS x WHERE x.status <> 'finished') AS w
           LEFT JOIN leasehold_internal.calls AS c ON c.company_id = w.company_id AND c.subject_id = w.id AND c.slot = 'command'
          CROSS JOIN LATERAL (SELECT * FROM leasehold.commands AS x
@@ -440,9 +440,11 @@ BEGIN
                outcome = CASE WHEN w.pieces > 0 THEN 'lost' ELSE 'unknown' END,
                -- as far as is known
                stdout_bytes = w.stdout, stderr_bytes = w.stderr, output_truncated = w.truncated,
-               failure_code = CASE WHEN t.was_called THEN 'worker_ended' ELSE 'dispatch_lost' END,
-               failure_reason = CASE WHEN t.was_called THEN 'the worker ended before the answer came'
-                                     ELSE 'the database was restored meanwhile' END
+               failure_code = CASE WHEN t.is_restored THEN 'dispatch_lost' WHEN t.is_distrusted THEN 'failed_over'
+                                   ELSE 'worker_ended' END,
+               failure_reason = CASE WHEN t.is_restored THEN 'the database was restored meanwhile'
+                                     WHEN t.is_distrusted THEN 'the server it was queued on may have sent it before it failed over'
+                                     ELSE 'the worker ended before the answer came' END
           FROM target AS t
          CROSS JOIN LATERAL leasehold_internal.stored_output(t.company_id, t.id) AS w
          WHERE k.company_id = t.company_id AND k.id = t.id

@@ -134,7 +134,7 @@ BEGIN
     UPDATE leasehold_internal.installation AS i
        SET epoch = i.epoch + 1, database_oid = h.database_oid, system_identifier = h.system_identifier, host = h.host,
            data_directory = h.data_directory, directory_inode = h.directory_inode, timeline = h.timeline,
-           sweep_dry = true
+           dispatch_timeline = NULL, sweep_dry = true
       FROM leasehold_internal.here() AS h
     RETURNING i.epoch INTO v_epoch;
     DELETE FROM leasehold_internal.calls;

@@ -24,6 +24,11 @@ COMMENT ON FUNCTION leasehold.reset_breaker(text) IS
 -- without: COMMENT ON FUNCTION leasehold_internal.decide(
 DROP FUNCTION leasehold_internal.decide(text, boolean, text, text, integer, boolean, boolean, integer, integer);
 
+-- It got a column.
+-- instead of: CREATE TABLE leasehold_internal.installation
+-- without: CREATE TABLE leasehold_internal.installation
+ALTER TABLE leasehold_internal.installation ADD COLUMN dispatch_timeline integer;
+
 CREATE DOMAIN leasehold.command_status AS text COLLATE "C"
     CHECK (VALUE IN ('queued', 'running', 'finished'));
 
@@ -1344,7 +1349,8 @@ BEGIN
     WITH claimed AS (
         UPDATE leasehold_internal.calls AS c
            SET state = 'started', worker_epoch = epoch, started_at = pg_catalog.clock_timestamp(),
-               attempts = c.attempts + 1, granted = true
+               -- a look-up that finds nothing must ask for its place like others
+               attempts = c.attempts + 1, granted = c.granted OR NOT c.look_up
           FROM (SELECT q.company_id, q.subject_id, q.slot, q.state, q.due_at, q.granted, q.payload, q.look_up, q.operation
                   FROM ROWS FROM (pg_catalog.unnest(company_ids), pg_catalog.unnest(subject_ids), pg_catalog.unnest(slots))
                        AS w (company_id, subject_id, slot)
@@ -1956,6 +1962,44 @@ CREATE OR REPLACE FUNCTION leasehold_internal.overdue_requests(part integer, par
      LIMIT count
 $$;
 
+-- On an allowed host after a failover, or a recovery to a point in time: what the
+-- other server did last may not have come here.  Whatever is queued may be out, or
+-- done: acquires are looked up first, and commands are not sent again; once per
+-- timeline, by the worker that is first.  Waits for those who have a call locked.
+CREATE FUNCTION leasehold_internal.distrust_calls_after_failover() RETURNS void
+    LANGUAGE plpgsql VOLATILE AS $$
+#variable_conflict use_column
+DECLARE
+    v_was      integer;
+    v_commands bigint;
+BEGIN
+    SELECT COALESCE(i.dispatch_timeline, i.timeline) INTO v_was
+      FROM leasehold_internal.installation AS i, leasehold_internal.here() AS h
+     WHERE COALESCE(i.dispatch_timeline, i.timeline) <> h.timeline AND leasehold_internal.hold_reason() IS NULL
+       FOR UPDATE OF i;
+    IF NOT FOUND THEN
+        RETURN;
+    END IF;
+    UPDATE leasehold_internal.installation AS i SET dispatch_timeline = h.timeline FROM leasehold_internal.here() AS h;
+    -- one that is not there waits for its limit again
+    UPDATE leasehold_internal.calls AS c
+       SET look_up = true, held_by = NULL, state = CASE c.state WHEN 'waiting' THEN 'queued' ELSE c.state END,
+           due_at = CASE c.state WHEN 'waiting' THEN pg_catalog.clock_timestamp() ELSE c.due_at END
+     WHERE c.slot = 'op' AND c.operation = 'acquire' AND NOT c.look_up;
+    -- as if a worker had begun them that is no more: see lose_commands()
+    UPDATE leasehold_internal.calls AS c SET state = 'started', worker_epoch = 0, started_at = NULL
+     WHERE c.slot = 'command' AND c.state IN ('queued', 'waiting');
+    GET DIAGNOSTICS v_commands = ROW_COUNT;
+    PERFORM leasehold_internal.record(leasehold_internal.no_company(), 'installation.failed_over', 'installation',
+        (SELECT i.id::text FROM leasehold_internal.installation AS i LIMIT 1),
+        pg_catalog.jsonb_build_object('timeline', (SELECT h.timeline FROM leasehold_internal.here() AS h), 'was', v_was,
+            'commands', v_commands));
+END
+$$;
+
+COMMENT ON FUNCTION leasehold_internal.distrust_calls_after_failover() IS
+    'Has what was queued before a failover looked up, or given up, instead of done twice';
+
 CREATE OR REPLACE FUNCTION leasehold_internal.take_over_calls(
         live_epochs bigint[], shards smallint[], crash_limit integer, crashed boolean, started_before timestamptz)
     RETURNS integer LANGUAGE plpgsql VOLATILE AS $$
@@ -2549,7 +2593,7 @@ DECLARE
     v_count integer;
 BEGIN
     WITH target AS (
-        SELECT k.company_id, k.id, c.subject_id IS NOT NULL AS was_called
+        SELECT k.company_id, k.id, c.subject_id IS NULL AS is_restored, c.worker_epoch = 0 AS is_distrusted
           FROM (SELECT x.company_id, x.id FROM leasehold.commands AS x WHERE x.status <> 'finished') AS w
           LEFT JOIN leasehold_internal.calls AS c ON c.company_id = w.company_id AND c.subject_id = w.id AND c.slot = 'command'
          CROSS JOIN LATERAL (SELECT * FROM leasehold.commands AS x
@@ -2564,9 +2608,11 @@ BEGIN
                outcome = CASE WHEN w.pieces > 0 THEN 'lost' ELSE 'unknown' END,
                -- as far as is known
                stdout_bytes = w.stdout, stderr_bytes = w.stderr, output_truncated = w.truncated,
-               failure_code = CASE WHEN t.was_called THEN 'worker_ended' ELSE 'dispatch_lost' END,
-               failure_reason = CASE WHEN t.was_called THEN 'the worker ended before the answer came'
-                                     ELSE 'the database was restored meanwhile' END
+               failure_code = CASE WHEN t.is_restored THEN 'dispatch_lost' WHEN t.is_distrusted THEN 'failed_over'
+                                   ELSE 'worker_ended' END,
+               failure_reason = CASE WHEN t.is_restored THEN 'the database was restored meanwhile'
+                                     WHEN t.is_distrusted THEN 'the server it was queued on may have sent it before it failed over'
+                                     ELSE 'the worker ended before the answer came' END
           FROM target AS t
          CROSS JOIN LATERAL leasehold_internal.stored_output(t.company_id, t.id) AS w
          WHERE k.company_id = t.company_id AND k.id = t.id
@@ -2668,6 +2714,34 @@ BEGIN
     END IF;
     PERFORM leasehold_internal.record(leasehold_internal.no_company(), 'provider.breaker_reset', 'provider', provider);
     RETURN leasehold_internal.request_breaker_reset(provider);
+END
+$$;
+
+CREATE OR REPLACE FUNCTION leasehold_internal.takeover_installation() RETURNS bigint LANGUAGE plpgsql VOLATILE AS $$
+#variable_conflict use_column
+DECLARE
+    v_epoch bigint;
+    v_why   text := leasehold_internal.hold_reason();
+BEGIN
+    PERFORM leasehold_internal.enter_admin();
+    IF v_why IS NULL THEN
+        PERFORM leasehold_internal.refuse('wrong_state', 'the installation is not held');
+    END IF;
+    -- restored next to a stamp of its own: the restored one is the original
+    DELETE FROM leasehold_internal.installation AS i
+     WHERE i.id <> (SELECT j.id FROM leasehold_internal.installation AS j ORDER BY j.created_at LIMIT 1);
+    UPDATE leasehold_internal.installation AS i
+       SET epoch = i.epoch + 1, database_oid = h.database_oid, system_identifier = h.system_identifier, host = h.host,
+           data_directory = h.data_directory, directory_inode = h.directory_inode, timeline = h.timeline,
+           dispatch_timeline = NULL, sweep_dry = true
+      FROM leasehold_internal.here() AS h
+    RETURNING i.epoch INTO v_epoch;
+    DELETE FROM leasehold_internal.calls;
+    PERFORM leasehold_internal.rebuild_calls(ARRAY(SELECT s::smallint FROM pg_catalog.generate_series(0, 63) AS s));
+    PERFORM leasehold_internal.record(leasehold_internal.no_company(), 'installation.taken_over', 'installation',
+        (SELECT i.id::text FROM leasehold_internal.installation AS i LIMIT 1),
+        pg_catalog.jsonb_build_object('epoch', v_epoch, 'was', v_why));
+    RETURN v_epoch;
 END
 $$;
 

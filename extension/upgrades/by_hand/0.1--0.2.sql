@@ -21,3 +21,8 @@ COMMENT ON FUNCTION leasehold.reset_breaker(text) IS
 -- without: CREATE FUNCTION leasehold_internal.decide(
 -- without: COMMENT ON FUNCTION leasehold_internal.decide(
 DROP FUNCTION leasehold_internal.decide(text, boolean, text, text, integer, boolean, boolean, integer, integer);
+
+-- It got a column.
+-- instead of: CREATE TABLE leasehold_internal.installation
+-- without: CREATE TABLE leasehold_internal.installation
+ALTER TABLE leasehold_internal.installation ADD COLUMN dispatch_timeline integer;
