@@ -74,6 +74,7 @@ struct HttpExchange
 	bool		arrived;		/* something for it, which was not looked at */
 	dlist_node	arrived_node;	/* then */
 	bool		paused;
+	bool		braked;			/* paused, since what comes brings nothing */
 	EventTimer	go_on;			/* after a pause */
 	EventTimer	deadline;		/* of one that may be a stream; libcurl's own goes on in pauses */
 	bool		ended;			/* but it has messages still */
@@ -113,6 +114,7 @@ static bool add_header(HttpExchange *exchange, const char *name, const char *val
 static void drive(curl_socket_t fd, int events);
 static void hand_over_arrived(void);
 static bool hand_over(HttpExchange *exchange);
+static void stand_still(HttpExchange *exchange, bool braked);
 static CURLcode pause_transfer(HttpExchange *exchange, int directions);
 static void on_go_on(void *arg);
 static void collect_finished(void);
@@ -512,9 +514,10 @@ hand_over(HttpExchange *exchange)
 			case HTTP_GO_ON:
 				break;
 			case HTTP_PAUSE:
-				exchange->paused = true;
-				if (!exchange->ended)
-					(void) pause_transfer(exchange, CURLPAUSE_RECV);
+				stand_still(exchange, false);
+				break;
+			case HTTP_BRAKE:
+				stand_still(exchange, true);
 				break;
 			case HTTP_ENOUGH:
 				http_abandon(exchange);
@@ -522,6 +525,15 @@ hand_over(HttpExchange *exchange)
 		}
 	}
 	return true;
+}
+
+static void
+stand_still(HttpExchange *exchange, bool braked)
+{
+	exchange->paused = true;
+	exchange->braked = braked;
+	if (!exchange->ended)
+		(void) pause_transfer(exchange, CURLPAUSE_RECV);
 }
 
 static CURLcode
@@ -566,7 +578,7 @@ on_deadline(void *arg)
 {
 	HttpExchange *exchange = arg;
 
-	if (exchange->paused)
+	if (exchange->paused && !exchange->braked)
 		event_loop_set_timer(&exchange->deadline, LOOK_AGAIN_MS);
 	else if (!exchange->ended)
 		finish(exchange, CURLE_OPERATION_TIMEDOUT);

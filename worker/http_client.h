@@ -40,7 +40,8 @@ typedef void (*HttpDone) (void *arg, const HttpResponse *response);
 typedef enum HttpNext
 {
 	HTTP_GO_ON,
-	HTTP_PAUSE,					/* no more until http_resume() */
+	HTTP_PAUSE,					/* no more until http_resume(), and time stands still: we cannot take it */
+	HTTP_BRAKE,					/* no more until http_resume(); time goes on: it brings nothing */
 	HTTP_ENOUGH					/* it is over: there is no done */
 } HttpNext;
 
@@ -55,7 +56,7 @@ typedef struct HttpRequest
 	const char *idempotency_key;	/* or NULL */
 	const char *body;			/* JSON; must stay in place */
 	size_t		length;
-	int64		timeout_ms;		/* 0: as long as it takes; a stream that is paused is not cut off */
+	int64		timeout_ms;		/* 0: as long as it takes; a stream is not cut off while it is paused (HTTP_PAUSE) */
 	int64		more_body;		/* bytes that an answer, unless it is a stream, may have above
 								 * leasehold.max_response_size */
 	bool		fresh_connection;	/* do not use one that the server may be closing */

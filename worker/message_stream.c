@@ -12,6 +12,7 @@
 #include <strings.h>
 
 #define EXTRA	8				/* of an event: the name of the field, the end of the last line */
+#define SKIPPED_MOST	4096	/* bytes that are no message's, until the caller is told */
 
 /* Bytes that grow. */
 typedef struct Buffer
@@ -29,6 +30,7 @@ struct MessageStream
 	size_t		at;				/* so much of it is dealt with */
 	Buffer		line;			/* so far */
 	Buffer		event;			/* its data so far, each line with its end */
+	size_t		skipped;		/* bytes that are no message's, since the caller was told */
 	bool		first_line;
 	bool		after_return;	/* a line feed here belongs to the end before it */
 	bool		ended;
@@ -37,6 +39,7 @@ struct MessageStream
 };
 
 static bool take_line(MessageStream *stream);
+static bool skipped_much(MessageStream *stream, size_t event_length);
 static bool take_event_line(MessageStream *stream);
 static bool is_blank(const Buffer *line);
 static bool append(MessageStream *stream, Buffer *buffer, const char *data, size_t length);
@@ -116,6 +119,8 @@ message_stream_next(MessageStream *stream, char **message, size_t *length)
 	stream->handed_out = false;
 	while (stream->trouble == MESSAGE_NONE && take_line(stream))
 	{
+		size_t		event_length = stream->event.length;
+
 		if (stream->format == MESSAGE_EVENTS ? take_event_line(stream) : !is_blank(&stream->line))
 		{
 			*message = whole->data;
@@ -123,9 +128,29 @@ message_stream_next(MessageStream *stream, char **message, size_t *length)
 			stream->handed_out = true;
 			return MESSAGE_READY;
 		}
-		stream->line.length = 0;
+		if (skipped_much(stream, event_length))
+		{
+			static char nothing[1];
+
+			*message = nothing;
+			*length = 0;
+			return MESSAGE_READY;
+		}
 	}
 	return stream->trouble;
+}
+
+/* Is done with a line that has completed no message; whether the caller should hear of it. */
+static bool
+skipped_much(MessageStream *stream, size_t event_length)
+{
+	if (stream->event.length == event_length)
+		stream->skipped += stream->line.length + 1;
+	stream->line.length = 0;
+	if (stream->skipped < SKIPPED_MOST || stream->trouble != MESSAGE_NONE)
+		return false;
+	stream->skipped = 0;
+	return true;
 }
 
 /* Goes on with a line; whether it is complete. */

@@ -41,7 +41,11 @@ extern bool message_stream_add(MessageStream *stream, const char *data, size_t l
 /* No more comes: a last line needs no end. */
 extern void message_stream_end(MessageStream *stream);
 
-/* The next message, which stays, and may be changed, until the next call. */
+/*
+ * The next message, which stays, and may be changed, until the next call.  After
+ * much that is no message, comments and empty lines, there is an empty one, so
+ * that the caller notices what it costs.
+ */
 extern MessageState message_stream_next(MessageStream *stream, char **message, size_t *length);
 
 #endif							/* LEASEHOLD_MESSAGE_STREAM_H */

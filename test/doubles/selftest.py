@@ -708,6 +708,20 @@ class Streams(WithDouble):
             exchange.connection.sock.settimeout(0.3)
             self.assertRaises(TimeoutError, response.readline)
 
+    def test_a_stream_may_be_noise(self) -> None:
+        for form, noise in ("lines", b"{}\n"), ("events", b":\n"):
+            with self.subTest(form=form):
+                sent = message(
+                    "execute", lease={"providerLeaseId": self.acquire()},
+                    command="echo", args=["a"], config={"output": {
+                        "format": form, "fault": "noise_stream"}})
+                with Exchange(self.double, sent) as exchange:
+                    response = exchange.response()
+                    while response.readline() != noise:
+                        pass
+                    for _ in range(100000):
+                        self.assertEqual(response.readline(), noise)
+
     def test_a_list_of_faults_is_for_the_tries_of_one_command(self) -> None:
         lease = {"providerLeaseId": self.acquire()}
         order = {"DOUBLE": json.dumps({"fault": ["status:429", None]})}

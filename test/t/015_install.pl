@@ -206,6 +206,32 @@ subtest 'another version' => sub {
 	$node->settles($lease, 'active', 'once they fit, it is carried out');
 	($result, $said) = $node->outcome('postgres', 'ALTER EXTENSION leasehold UPDATE');
 	like($said, qr/is already installed/, 'there is nothing to update to');
+
+	# what a worker has out when they cease to fit, it takes over from itself when they do again
+	my $became = sub {
+		my ($version) = @_;
+		$node->owner("BEGIN; UPDATE pg_extension SET extversion = '$version' WHERE extname = 'leasehold';
+			UPDATE leasehold_internal.installation SET paused = paused; COMMIT");
+	};
+	my ($version) = $node->owner(q(SELECT extversion FROM pg_extension WHERE extname = 'leasehold'));
+	my $command = $node->alice("SELECT leasehold.start_command('$lease', shell => 'echo before; sleep 1; echo after')");
+	my $wrote = sub { $node->owner("SELECT string_agg(convert_from(data, 'UTF8'), '' ORDER BY seq)
+		FROM leasehold.command_output WHERE command_id = '$command'") };
+	eventually { $wrote->() eq "before\n" } 'a command runs';
+	$became->('99.0');
+	eventually { $node->worker_states eq 'unsupported' } 'its worker is told';
+	# longer than it takes
+	is($node->owner(q(SELECT pg_sleep(1.5) IS NOT NULL)), 't', 'the command ends');
+	is($node->owner("SELECT status FROM leasehold.commands WHERE id = '$command'"), 'running', 'of which nothing is stored');
+	is($wrote->(), "before\n", 'nor what it wrote');
+	$became->($version);
+	$node->happens("SELECT status = 'finished' FROM leasehold.commands WHERE id = '$command'", 'until they fit again');
+	is($node->owner("SELECT outcome, failure_code FROM leasehold.commands WHERE id = '$command'"), 'lost|worker_ended',
+		'nobody has seen its end');
+	is($wrote->(), "before\n", 'what was stored is kept');
+	$command = $node->alice("SELECT leasehold.start_command('$lease', shell => 'echo again')");
+	$node->happens("SELECT outcome = 'exited' FROM leasehold.commands WHERE id = '$command'", 'and it serves others');
+	is($wrote->(), "again\n", 'as before');
 };
 
 done_testing();

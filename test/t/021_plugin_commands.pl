@@ -108,6 +108,8 @@ my %slow = (
 	silent => start(q(shell => 'sleep 600', timeout => '100 milliseconds'), lease => $slow_lease, fault => 'hang_before'),
 	partial => start(q(shell => 'echo partial; sleep 600', timeout => '400 milliseconds'),
 		lease => $slow_lease, format => 'lines', fault => 'hang_stream'),
+	map {; "noise of $_" => start(q(shell => 'echo partial; sleep 600', timeout => '400 milliseconds'),
+		lease => $slow_lease, format => $_, fault => 'noise_stream') } qw(lines events),
 );
 
 subtest 'an answer that is whole' => sub {
@@ -469,11 +471,17 @@ subtest 'time limits' => sub {
 		't', 'its answer is waited for a little longer');
 
 	ends($slow{unlimited}, 'exited|0|', 'without one, a command may take longer than any call');
-	ends($slow{partial}, 'timed_out||', 'the plugin should have ended it, and says nothing');
-	is(output($slow{partial}), "partial\n", 'what it wrote is kept');
+	for my $name ('partial', 'noise of lines', 'noise of events')
+	{
+		ends($slow{$name}, 'timed_out||', "$name: the plugin should have ended it, and says nothing");
+		is(output($slow{$name}), "partial\n", "$name: what it wrote is kept");
+	}
+	# a hundred messages, of three bytes, then a pause: and what fits into the buffers of a connection
+	cmp_ok((requests($slow{'noise of lines'}, 'execute', $slow_provider))[0]{streamed}, '<', 20_000_000, 'noise is read slowly');
 	ends($slow{silent}, 'unknown||', 'if there is nothing, it is not known whether it began');
 	is(state($slow{silent}, 'failure_code'), 'provider_timeout', 'and why');
-	eventually { requests($slow{$_}, 'cancel', $slow_provider) == 1 } "the plugin is told to end it: $_" for 'partial', 'silent';
+	eventually { requests($slow{$_}, 'cancel', $slow_provider) == 1 } "the plugin is told to end it: $_"
+	  for 'partial', 'silent', 'noise of lines', 'noise of events';
 	is(requests($slow{unlimited}, 'cancel', $slow_provider), 0, 'unless it has');
 	$slow_provider->obeyed;
 };

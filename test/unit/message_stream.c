@@ -229,8 +229,13 @@ test_sizes(void)
 	ok(state == MESSAGE_TOO_LARGE, "an event of many lines is too large, too");
 	message_stream_free(stream);
 
-	/* what is no data does not add up */
+	/* what is no data does not add up, but is told now and then */
 	stream = message_stream_new(MESSAGE_EVENTS, LIMIT);
+	found_length = 0;
+	add(stream, "data: an event ", 15);
+	state = take(stream);
+	add(stream, "with two lines\ndata: of data\n", 29);
+	state = take(stream);
 	for (rounds = 0; rounds < 10000; rounds++)
 	{
 		add(stream, ": keep the connection alive\n\n", 29);
@@ -238,6 +243,9 @@ test_sizes(void)
 	}
 	ok(state == MESSAGE_NONE && stream->arrived.allocated < 2000 && stream->line.allocated < 2000,
 	   "comments for ever take no room");
+	found[found_length] = '\0';
+	ok(strncmp(found, "31:an event with two lines\nof data0:0:", 38) == 0 && found_length == 34 + 2 * (290000 / SKIPPED_MOST),
+	   "and bring an empty message now and then");
 	message_stream_free(stream);
 
 	/* many messages, none large */

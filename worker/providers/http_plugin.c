@@ -231,7 +231,7 @@ plugin_said(void *arg, char *message, size_t length, const char *token)
 	if (answer.kind == RPC_NOTIFICATION && !plugin_command_notified(state, &answer))
 		next = HTTP_PAUSE;
 	else if (answer.kind == RPC_NOTIFICATION || answer.kind == RPC_NOISE)
-		next = plugin_command_brakes(state, length) ? HTTP_PAUSE : HTTP_GO_ON;
+		next = plugin_command_brakes(state, length) ? HTTP_BRAKE : HTTP_GO_ON;
 	else
 	{
 		judge_answer(call, &answer);

@@ -29,7 +29,7 @@ FAULT_FORMS = {
     "huge": r"(:\d+)?",
     "early_expiry": r":-?\d+",
     "pretend": "",
-    "cut_stream": "", "hang_stream": "", "no_answer": "", "after_answer": "",
+    "cut_stream": "", "hang_stream": "", "noise_stream": "", "no_answer": "", "after_answer": "",
     "garbage_line": "", "foreign_chunk": "", "malformed_chunk": "",
     "huge_line": r"(:\d+)?",
 }

@@ -109,6 +109,8 @@ class Stream:
                 return
             if self.is_fault("hang_stream"):
                 await asyncio.Event().wait()
+            while self.is_fault("noise_stream"):
+                yield self.noise()
         answer = self.answer(await work)
         if self.is_fault("delay"):
             await asyncio.sleep(int(self.fault.argument) / 1000)
@@ -146,6 +148,11 @@ class Stream:
         return (b": a comment\r\nevent: message\r\nid: 1\r\n"
                 + b"".join(b"data: " + line + b"\r\n" for line in lines)
                 + b"\r\n")
+
+    def noise(self) -> bytes:
+        """Much that says nothing: comments, or lines that are no messages."""
+        line = b":\n" if self.order["format"] == "events" else b"{}\n"
+        return line * 30000
 
     def notification(self, name: str, data: bytes, **changes: Any) -> bytes:
         call = self.call
