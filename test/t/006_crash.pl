@@ -102,7 +102,7 @@ sub check
 subtest 'the worker is killed' => sub {
 	my %leases = prepare('kill');
 	my ($pid) = $node->workers;
-	kill 'KILL', $pid;
+	$node->loses($pid);
 	$node->comes_back('the server restarts, and the worker with it');
 	like(slurp_file($node->logfile), qr/leasehold worker.*\(PID $pid\) was terminated by signal 9/, 'it was the worker');
 	check(%leases);
@@ -134,7 +134,7 @@ subtest 'a backend is killed' => sub {
 	my $pid = $session->query_safe('SELECT pg_backend_pid()');
 	$session->query_safe('BEGIN');
 	my $lost = $session->query_safe(q(SELECT leasehold.request_lease('backend')));
-	kill 'KILL', $pid;
+	$node->loses($pid);
 	$node->comes_back('the server restarts');
 	eval { $session->quit };
 	$node->settles($committed, 'active', 'a request that was committed is carried out');
@@ -152,7 +152,7 @@ subtest 'a request that is fatal each time' => sub {
 	{
 		eventually { $provider->requests(method => 'acquire', leaseId => $fatal) == $crash && $provider->counters->{in_flight} == 1 }
 		"request $crash is out";
-		kill 'KILL', $node->workers;
+		$node->loses($node->workers);
 		$node->comes_back('the server is back');
 	}
 	$node->happens("SELECT state = 'quarantined' AND crashes = 3 FROM leasehold_internal.calls WHERE subject_id = '$fatal' AND slot = 'op'",
@@ -172,7 +172,7 @@ subtest 'quarantine' => sub {
 		in_flight(1);
 		is($node->owner("SELECT crashes FROM leasehold_internal.calls WHERE subject_id = '$poison'"),
 			$crash - 1, "crash $crash");
-		kill 'KILL', $node->workers;
+		$node->loses($node->workers);
 		$node->comes_back('the server is back');
 	}
 	$node->happens("SELECT waiting_for = 'quarantine' FROM leasehold.leases WHERE id = '$poison'",

@@ -533,7 +533,7 @@ subtest 'a worker that ends' => sub {
 	$command = script('echo begun; sleep 600', format => 'events');
 	writes($command, "begun\n", 'another runs');
 	my ($worker) = $node->workers;
-	kill 'KILL', $worker;
+	$node->loses($worker);
 	$node->comes_back('a worker is killed');
 	ends($command, 'lost||', 'the same');
 	is(output($command) . state($command, 'failure_code'), "begun\nworker_ended", 'what was stored is kept');

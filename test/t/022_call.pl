@@ -265,7 +265,7 @@ subtest 'the server crashes' => sub {
 	$node->happens(q(SELECT count(*) = 1 FROM leasehold.commands WHERE status = 'queued'), 'another waits for its turn');
 	my ($command, $lease) = split /\|/, newest('commands', 'id', 'lease_id');
 	my $victim = $node->owner(q(SELECT min(pid) FROM leasehold_internal.attached_calls()));
-	kill 'KILL', $victim;
+	$node->loses($victim);
 	$node->comes_back('the server is back');
 	$node->happens("SELECT status = 'finished' FROM leasehold.commands WHERE id = '$command'", 'its command is over');
 	is($node->owner("SELECT outcome, started_at IS NULL FROM leasehold.commands WHERE id = '$command'"), 'cancelled|t',

@@ -79,7 +79,7 @@ sub crashed
 
 subtest 'the worker is killed' => sub {
 	my %command = prepare();
-	kill 'KILL', $node->workers;
+	$node->loses($node->workers);
 	$node->comes_back('the server restarts, and the worker with it');
 	crashed(%command);
 };
@@ -163,7 +163,7 @@ subtest 'in a lease that ends' => sub {
 	my $command = $node->alice("SELECT leasehold.start_command('$other', shell => 'echo begun; stubborn; hang')");
 	writes($command, 1);
 	$node->alice("SELECT leasehold.release_lease('$other')");
-	kill 'KILL', $node->workers;
+	$node->loses($node->workers);
 	$node->comes_back('the server restarts');
 	is(ends($command), 'lost worker_ended 6 1:begun requested,cancel_requested,finished', 'the command is lost');
 	$node->settles($other, 'released', 'the lease is released');

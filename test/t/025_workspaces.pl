@@ -143,7 +143,7 @@ subtest 'the worker is killed' => sub {
 	environment('hung', [ 'hang_before' ]);
 	my $lease = $node->request("environment => 'hung'");
 	eventually { methods($lease) eq 'acquire realize' } 'the workspace is being made';
-	kill 'KILL', ($node->workers)[0];
+	$node->loses(($node->workers)[0]);
 	$node->comes_back('the server is back');
 	$node->settles($lease, 'active', 'the next one goes on');
 	is(methods($lease), 'acquire realize realize', 'where the other was');

@@ -313,6 +313,18 @@ sub answers
 	return ($self->psql('postgres', 'SELECT 1', stdout => \my $out, stderr => \my $err) // 2) == 0;
 }
 
+# loses(pids): kills processes of the server, and waits until it has noticed: what
+# answers before that is not the one that comes back.
+sub loses
+{
+	my ($self, @pids) = @_;
+	my $restarts = sub { scalar(() = PostgreSQL::Test::Utils::slurp_file($self->logfile) =~ /all server processes terminated; reinitializing/g) };
+	my $before = $restarts->();
+	kill 'KILL', @pids;
+	_poll(sub { $restarts->() > $before }, $PATIENCE) or die 'the server has not noticed that a process was killed';
+	return;
+}
+
 # comes_back(name): after a crash, waits for the server and its workers.
 sub comes_back
 {
